@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Builds a rank's environments and networks from the user's functions, and checks them before step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import gymnasium
+import numpy as np
+import torch
+
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.envs import Environments
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.mpi import Communicator
+from ppo_mpi_base.networks import orthogonal_
+from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
+from ppo_mpi_base.seeding import NETWORKS, seed_sequence
+
+T = TypeVar("T")
+
+
+def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
+    """Build something on each rank; a `ConfigurationError` on any of them is raised on all. Collective: call on all ranks."""
+    built, error = None, None
+    try:
+        built = build()
+    except ConfigurationError as reason:
+        error = reason
+    ranks.raise_together(error)
+    return built  # type: ignore[return-value]
+
+
+def build_environments(config: Config, ranks: Communicator) -> Environments:
+    """Build the N environments of this rank.
+
+    Raises:
+        ConfigurationError: a builder gives something else than it should, or spaces are not supported.
+    """
+    n = config.environments_per_rank
+    made: list[gymnasium.Env] | gymnasium.vector.VectorEnv
+    if config.make_vec_env_fn is not None:
+        made = config.make_vec_env_fn(config.env_fn, n, **config.env_kwargs)
+        if not isinstance(made, gymnasium.vector.VectorEnv):
+            raise ConfigurationError(f"make_vec_env_fn must return a gymnasium.vector.VectorEnv, not {type(made).__name__}")
+        if made.num_envs != n:
+            raise ConfigurationError(f"make_vec_env_fn returned {made.num_envs} environments for num_environments={n}")
+    else:
+        made = [config.env_fn(**config.env_kwargs) for _ in range(n)]
+        for environment in made:
+            if not isinstance(environment, gymnasium.Env):
+                raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
+    return Environments(
+        made,
+        seed=config.seed,
+        first_global_index=ranks.rank * n,
+        max_ep_len=config.max_ep_len,
+        state_processing_hook=config.state_processing_hook,
+        obs_space_override=config.obs_space_override,
+    )
+
+
+def check_equal_spaces(environments: Environments, ranks: Communicator) -> None:
+    """Raise if this rank's spaces differ from rank 0's. Collective: call on all ranks."""
+    mine = (str(environments.observation_space), str(environments.action_space))
+    first = ranks.gather_all(mine)[0]
+    for name, space, wanted in zip(("observation", "action"), mine, first, strict=True):
+        if space != wanted:
+            raise ConfigurationError(f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {wanted}")
+
+
+def build_networks(config: Config, environments: Environments, device: torch.device) -> ActorCritic:
+    """Build policy and value networks with equal weights on all ranks, from the seed.
+
+    Raises:
+        ConfigurationError: a network fails on the spaces, or gives the wrong shape.
+    """
+    seeds = seed_sequence(config.seed, NETWORKS).generate_state(2, np.uint64)
+    torch.manual_seed(int(seeds[0]))
+    space = environments.observation_space
+    obs_dim, act_dim = observation_dim(space), action_dim(environments.action_space)
+    network = config.network_fn(obs_dim, act_dim, **config.policy_kwargs)
+    value_network = config.value_network_fn(obs_dim, **config.critic_kwargs) if config.value_network_fn else None
+    actor_critic = ActorCritic(
+        network,
+        value_network,
+        space,
+        environments.action_space,
+        initial_log_std=config.initial_log_std,
+        normalize_observations=config.normalize_observations,
+    )
+    first = np.zeros((2, *(space.shape or ())), space.dtype) + (space.start if hasattr(space, "start") else 0)
+    check_networks(actor_critic, torch.as_tensor(first))
+    if config.orthogonal_init:
+        random = torch.Generator().manual_seed(int(seeds[1]))
+        orthogonal_(network, 0.01, random)
+        if value_network is not None:
+            orthogonal_(value_network, 1.0, random)
+    return actor_critic.to(device)

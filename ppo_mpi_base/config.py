@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""Every hyperparameter of `PPO()`: its name, default, meaning, range and check."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import gymnasium
+import torch
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.hooks import Hooks
+
+REQUIRED = {
+    "total_steps": "the number of agent steps, such as 1e6",
+    "env_fn": "a function that builds one gymnasium.Env",
+    "network_fn": "a function (obs_dim, act_dim) -> torch module",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may take: from `low` to `high`, with `low` itself left out where `above`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Say whether a finite number lies in the range."""
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        """Describe the range as the end of the sentence 'it must be a number ...'."""
+        if self.high != math.inf:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Finite = Annotated[float, Range(-1e30, 1e30)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All keywords of `PPO()`. The words are those of the field: T steps, N environments per rank, R ranks.
+
+    Raises:
+        ConfigurationError: a value has the wrong type or lies outside its range; the message names both.
+    """
+
+    total_steps: Count
+    """Agent steps to train for, over all ranks and environments (never emulator frames)."""
+    env_fn: Callable[..., gymnasium.Env]
+    """Builds one environment, all wrappers applied: `env_fn(**env_kwargs)`."""
+    network_fn: Callable[..., torch.nn.Module]
+    """Builds the policy network, observations -> action means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`."""
+    value_network_fn: Callable[..., torch.nn.Module] | None = None
+    """Builds the value network, observations -> (B, 1) or (B,): `value_network_fn(obs_dim, **critic_kwargs)`. None: the
+    policy network gives both, as a tuple (means or logits, values), and is trained as one."""
+
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keywords for `env_fn`."""
+    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keywords for `network_fn`."""
+    critic_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keywords for `value_network_fn`."""
+
+    seed: CountOrZero = 0
+    """All random numbers derive from it: networks, environments, action noise and minibatch order."""
+    rollout_length_per_worker: Count = 512
+    """T: steps of each environment per iteration. Usual: 32 to 2048."""
+    use_vectorized_envs: bool = False
+    """Step `num_environments` environments per rank with one batched forward pass, instead of one."""
+    num_environments: Count | None = None
+    """N: environments per rank; needs `use_vectorized_envs=True`."""
+    make_vec_env_fn: Callable[..., gymnasium.vector.VectorEnv] | None = None
+    """Builds a Gymnasium vector environment: `make_vec_env_fn(env_fn, n, **env_kwargs)`. None: a plain loop over N
+    environments in this process, which is the fastest for light physics."""
+    max_ep_len: Count | None = None
+    """Truncate episodes after this many steps, on top of the environment's own limit."""
+    clip_rewards: bool = False
+    """Learn from the sign of the reward; reports stay in true rewards."""
+    normalize_observations: bool = False
+    """Shift and scale observations by their running moments over all ranks, clipped to 10 standard deviations."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return over all ranks, clipped to 10."""
+    delay_training_for_steps: CountOrZero = 0
+    """Collect this many steps (over all ranks) before the first update of the networks."""
+
+    gamma: Fraction = 0.99
+    """Discount factor. Usual: 0.98 to 0.999."""
+    lam: Fraction = 0.95
+    """Lambda of the generalized advantage estimate. Usual: 0.9 to 0.98."""
+    clip_ratio: Positive = 0.2
+    """Epsilon of the clipped surrogate objective: how far the ratio may profit from leaving 1. Usual: 0.1 to 0.3."""
+    value_clip_ratio: Positive | None = None
+    """Clip the change of the value prediction likewise (in units of returns). None, off, learns as well."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus. Usual: 0 for MuJoCo, 0.01 for Atari."""
+    value_coef: Positive = 1.0
+    """Weight of the value loss; matters where policy and value share parameters. Usual there: 0.5."""
+    pi_lr: NonNegative = 3e-4
+    """Learning rate of the policy (and of a network that gives both)."""
+    vf_lr: NonNegative = 1e-3
+    """Learning rate of the value network."""
+    anneal_lr: bool = False
+    """Let both learning rates fall linearly to 0 over `total_steps`."""
+    anneal_clip_ratio: bool = False
+    """Let `clip_ratio` fall linearly to 0 over `total_steps` (the paper's Atari setting)."""
+    adam_epsilon: Positive = 1e-8
+    """Epsilon of Adam. PPO implementations often use 1e-5."""
+    train_batch_size: Count | None = None
+    """B: minibatch per rank, so that an update averages over R*B samples. None: the whole rollout."""
+    train_pi_epochs: CountOrZero = 40
+    """Passes of the policy over the rollout, each iteration. Usual: 3 to 10 with minibatches, 40 to 80 without."""
+    train_v_epochs: CountOrZero = 40
+    """Passes of the value function over the rollout, each iteration."""
+    grad_accum: Count = 1
+    """Minibatches whose gradients make one update together."""
+    pi_grad_clip: Positive | None = 1.0
+    """Largest norm of the policy's gradient, averaged over ranks. None: no limit."""
+    v_grad_clip: Positive | None = 1.0
+    """Largest norm of the value function's gradient, averaged over ranks. None: no limit."""
+    target_kl: NonNegative = 0.0
+    """Stop the policy's updates of an iteration before the first one whose KL estimate exceeds 1.5 times this. 0: off.
+    Usual: 0.01 to 0.05."""
+
+    orthogonal_init: bool = False
+    """Initialize linear and convolutional layers orthogonally (gain sqrt 2), the policy's last one by 0.01, the value's by 1."""
+    initial_log_std: Finite = 0.0
+    """Logarithm of the Gaussian policy's standard deviation at the start."""
+
+    loss_fn: Callable[..., Any] | None = None
+    """Your own objective, in place of `ppo.ppo_losses` and with its signature."""
+    loss_coefficients: dict[str, float] = field(default_factory=dict)
+    """Further numbers that your `loss_fn` reads by name; hooks may change them between iterations."""
+    advantage_fn: Callable[..., Any] | None = None
+    """Your own advantage estimate, in place of `rollout.gae` and with its signature."""
+    hooks: Sequence[Hooks] = ()
+    """Objects whose methods run at the named moments of training (`hooks.py`)."""
+    external_update_callback: Callable[[], float | None] | None = None
+    """Called between rollout and update; what it returns is logged as `external_loss`."""
+    rollout_interception_callback: Callable[[list], list] | None = None
+    """Gets and returns a list of `(obs, action, reward, value, logp)`, an episode or rollout end at a time."""
+    state_processing_hook: Callable[[Any], Any] | None = None
+    """Transforms each observation before it is stored and acted on."""
+    obs_space_override: gymnasium.Space | None = None
+    """The observation space after `state_processing_hook`."""
+
+    device: str | torch.device | None = None
+    """Where networks and rollouts live. None: the CPU."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile losses with their gradients, and the policy's forward pass, by `torch.compile`. "auto": where the run is
+    long enough to pay for it and a C++ compiler is there."""
+    log_directory: str = "./logs/"
+    """Where TensorBoard's file, progress.csv and the learning curve go."""
+    save_location: str | None = "./saved_model/"
+    """Where the latest and the best networks go. None: save nothing."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Check each value against its annotation, then the values against each other."""
+        hints = typing.get_type_hints(Config, include_extras=True)
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
+        if self.num_environments is not None and not self.use_vectorized_envs:
+            raise ConfigurationError(
+                f"num_environments={self.num_environments} needs use_vectorized_envs=True (without it, each rank steps one)"
+            )
+        if self.use_vectorized_envs and self.num_environments is None:
+            raise ConfigurationError("use_vectorized_envs=True needs num_environments, the number per rank, such as 8")
+        if self.make_vec_env_fn is not None and not self.use_vectorized_envs:
+            raise ConfigurationError("make_vec_env_fn needs use_vectorized_envs=True and num_environments")
+        if self.obs_space_override is not None and self.state_processing_hook is None:
+            raise ConfigurationError("obs_space_override describes what state_processing_hook returns, and that is missing")
+        samples = self.rollout_length_per_worker * self.environments_per_rank
+        if self.minibatch_size > samples:
+            raise ConfigurationError(
+                f"train_batch_size={self.train_batch_size} is larger than a rank's rollout of {samples} samples "
+                f"({self.rollout_length_per_worker} steps x {self.environments_per_rank} environments): choose at most {samples}"
+            )
+
+    @property
+    def environments_per_rank(self) -> int:
+        """N."""
+        return self.num_environments or 1
+
+    @property
+    def minibatch_size(self) -> int:
+        """B, in samples per rank."""
+        return self.train_batch_size or self.rollout_length_per_worker * self.environments_per_rank
+
+
+def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config], R]], Callable[P, R]]:
+    """Give a function of one `Config` the config's own keywords as its signature, for people, editors and type checkers."""
+
+    def decorate(function: Callable[[Config], R]) -> Callable[P, R]:
+        known = [item.name for item in dataclasses.fields(Config)]
+        @functools.wraps(function)
+        def with_keywords(*args: P.args, **keywords: P.kwargs) -> R:
+            if args:
+                raise ConfigurationError(f"PPO takes keywords only, such as total_steps={args[0]!r}")
+            for name in keywords:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    raise ConfigurationError(f"unknown keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+            for name, remedy in REQUIRED.items():
+                if keywords.get(name) is None:
+                    raise ConfigurationError(f"{name} is missing: give {remedy}")
+            return function(config_class(**keywords))  # type: ignore[call-arg]
+
+        with_keywords.__signature__ = inspect.signature(config_class)  # type: ignore[attr-defined]
+        return with_keywords
+
+    return decorate
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return the value, whole floats as ints where a count is asked for, or raise what is wrong with it."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        hint = options[0] if len(options) == 1 else tuple(options)
+    if typing.get_origin(hint) is Annotated:
+        kind, allowed = typing.get_args(hint)
+        return _number(name, value, kind, allowed)
+    origin = typing.get_origin(hint)
+    if origin is Literal and not any(value is option or value == option for option in typing.get_args(hint)):
+        raise ConfigurationError(f"{name}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r} must be True or False")
+    if origin is dict and not isinstance(value, dict):
+        raise ConfigurationError(f"{name}={value!r} must be a dict of keywords")
+    if origin is Callable and not callable(value):
+        raise ConfigurationError(f"{name}={value!r} must be a function, but cannot be called")
+    if hint is str and not isinstance(value, str | os.PathLike):
+        raise ConfigurationError(f"{name}={value!r} must be the path of a directory")
+    if name == "hooks":
+        _check_hooks(value)
+    return os.fspath(value) if hint is str else value
+
+
+def _number(name: str, value: Any, kind: type, allowed: Range) -> int | float:
+    """Return a number of the wanted kind within its range."""
+    what = "whole number" if kind is int else "number"
+    whole = kind is not int or (isinstance(value, int | float) and float(value).is_integer())
+    if isinstance(value, bool) or not isinstance(value, int | float) or not whole or value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} must be a {what} {allowed}")
+    return kind(value)
+
+
+def _check_hooks(hooks: Any) -> None:
+    if isinstance(hooks, Hooks) or not isinstance(hooks, Sequence):
+        raise ConfigurationError(f"hooks={hooks!r} must be a list of Hooks objects, such as hooks=[MyHooks()]")
+    for hook in hooks:
+        if not isinstance(hook, Hooks):
+            raise ConfigurationError(f"hooks: {hook!r} is not an instance of ppo_mpi_base.hooks.Hooks")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""The few named moments of training at which a user's code runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppo_mpi_base.policies import ActorCritic
+    from ppo_mpi_base.rollout import Batch, Rollout
+    from ppo_mpi_base.worker import Worker
+
+
+class Hooks:
+    """Do something at a moment of training: subclass, and write the methods that you need.
+
+    Every rank runs every hook in the same order, so that a hook may call collectives of `worker.ranks`. Decisions that
+    change the training must come from figures that are equal on all ranks (`statistics`, or what you reduced).
+    """
+
+    def on_start(self, worker: Worker) -> None:
+        """Run once, after networks and environments are built and before the first rollout: build what you need."""
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        """Run after each rollout, before its advantages: change rewards, or add tensors (T, N, ...) to `rollout.extras`."""
+
+    def on_losses(self, actor_critic: ActorCritic, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run in each minibatch: return the losses to minimise, each a scalar tensor; their sum is differentiated.
+
+        It is traced when the loss is compiled: compute with tensors only, from `batch` (and `batch.extras`).
+        """
+        return losses
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`, add a row to
+        the logs by writing into `statistics` (equal on all ranks, as logged)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a saved run needs to go on exactly as if it had not stopped."""
+        return {}

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""Where a run's numbers go: progress.csv, TensorBoard and one line on the console."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from ppo_mpi_base.errors import ConfigurationError
+
+LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
+LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
+PLAIN_INTERVAL = 5.0  # seconds between two printed lines where there is no terminal
+
+
+class Logger:
+    """Write each row of numbers to progress.csv, to TensorBoard and to the console; for rank 0 only.
+
+    A former run's progress.csv in the same directory is renamed to progress.1.csv, progress.2.csv, ..., and TensorBoard
+    no longer shows that run: the directory always shows one run.
+
+    Args:
+        log_directory: made where it is missing; gets progress.csv and TensorBoard's event files.
+        total_steps: agent steps over all ranks at which the run ends, for the percentage and the time that remains.
+        quiet: print nothing.
+        resume_from_steps: continue the run whose files are there, from the checkpoint taken at this total_steps: rows
+            after it are dropped, as they will be written anew. None begins a new run.
+
+    Raises:
+        ConfigurationError: log_directory cannot be written, or its progress.csv cannot be continued.
+    """
+
+    def __init__(
+        self,
+        log_directory: str | Path,
+        total_steps: int,
+        quiet: bool = False,
+        resume_from_steps: int | None = None,
+    ) -> None:
+        # Here, not above: this import takes seconds, and every rank imports this module but only rank 0 needs a Logger.
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory = Path(log_directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._csv = _CsvFile(directory / "progress.csv", resume_from_steps)
+            self._tensorboard = SummaryWriter(
+                str(directory),
+                # TensorBoard then hides what earlier runs in this directory wrote from this step on.
+                purge_step=0 if resume_from_steps is None else resume_from_steps + 1,
+                # Room for some rows of scalars: with the default of 10, all ranks wait while its thread writes.
+                max_queue=200,
+                # Often: an MPI_Abort ends the process at once, and with it what was not flushed.
+                flush_secs=10,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"log_directory={str(directory)!r} cannot be written ({error.strerror}): choose a directory that can"
+            ) from error
+        self._console = None if quiet else _Console(int(total_steps), resume_from_steps or 0)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Write one row; progress.csv has it when this returns.
+
+        Args:
+            row: scalars by name, NaN where unknown (TensorBoard gets no point, the console shows "-"). `total_steps`
+                must be among them and is the x axis. A name that earlier rows lack becomes a new column, with NaN in
+                them. In TensorBoard names are grouped into charts/, losses/ and time/, unless they hold a "/" already.
+        """
+        # Tensors and numpy scalars become numbers. Whole ones are written as integers: 2048, not 2048.0.
+        numbers = {key: float(value) for key, value in row.items()}
+        numbers = {key: int(value) if value.is_integer() else value for key, value in numbers.items()}
+        self._csv.append(numbers)
+        for key, value in numbers.items():
+            if key != "total_steps" and not math.isnan(value):
+                self._tensorboard.add_scalar(_tag(key), value, int(numbers["total_steps"]))
+        if self._console:
+            self._console.show(numbers)
+
+    def message(self, text: str) -> None:
+        """Print a line above the live one."""
+        if self._console:
+            self._console.message(text)
+
+    def close(self) -> None:
+        """Show the last row, give the terminal back and close the files; a second call does nothing."""
+        if self._console:
+            self._console.close()
+        self._csv.close()
+        self._tensorboard.close()
+
+
+def read_progress(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a progress.csv, also while a run writes it.
+
+    Returns:
+        The names of the columns, and the rows: the cells as written, by column. A last line without its newline is left
+        out: a kill cut it off, or it is only now being written.
+    """
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(line for line in file if line.endswith("\n"))
+        rows = list(reader)
+    return list(reader.fieldnames or []), rows
+
+
+class _CsvFile:
+    """A CSV file that has each row as soon as it is appended, and whose columns may grow."""
+
+    def __init__(self, path: Path, resume_from_steps: int | None) -> None:
+        columns: list[str] = []
+        rows: list[dict[str, str]] = []
+        if path.exists() and path.stat().st_size > 0:
+            if resume_from_steps is None:
+                _set_aside(path)
+            else:
+                columns, rows = _read_up_to(path, resume_from_steps)
+        self._path = path
+        self._write_whole(columns, rows)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        new = [key for key in row if key not in self._columns]
+        if new:
+            self.close()
+            self._write_whole(self._columns + new, read_progress(self._path)[1])
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def _write_whole(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        # Beside, then renamed: a kill at any moment leaves the old file or the new one, never a part. The renamed file
+        # stays open, to be appended to.
+        beside = self._path.with_name(f".{self._path.name}")
+        self._file = beside.open("w", encoding="utf-8", newline="")
+        self._columns = columns
+        self._writer = csv.DictWriter(self._file, columns, restval="nan", lineterminator="\n")
+        if columns:
+            self._writer.writeheader()
+        self._writer.writerows(rows)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        beside.replace(self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        columns, rows = read_progress(path)
+        return columns, [row for row in rows if float(row["total_steps"]) <= total_steps]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ConfigurationError(
+            f"log_directory={str(path.parent)!r} has a {path.name} that no run wrote, so none can be continued there: "
+            "choose another directory, or move that file away"
+        ) from error
+
+
+def _set_aside(path: Path) -> None:
+    """Rename progress.csv to the first free one of progress.1.csv, progress.2.csv, ...: nobody's results are lost."""
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    path.rename(next(name for name in names if not name.exists()))
+
+
+def _tag(key: str) -> str:
+    """Return TensorBoard's name for a column; what stands before the slash is its group of charts."""
+    if "/" in key:
+        return key
+    if key.startswith("time_"):
+        return key.replace("time_", "time/", 1)
+    return f"losses/{key}" if key in LOSSES else f"charts/{key}"
+
+
+class _Console:
+    """One live line on a terminal, plain lines elsewhere, drawn at most every so many seconds."""
+
+    def __init__(self, total_steps: int, steps: int) -> None:
+        self._total_steps = total_steps
+        self._first: tuple[int, float] | None = (
+            None  # steps and time of the first row: start-up is not counted as speed
+        )
+        self._pending: Mapping[str, float] | None = None  # the last row, if it is not drawn yet
+        self._drawn_at = -math.inf
+        self._live = _live_line() if _is_terminal() else None
+        if self._live:
+            text_steps, text = self._describe({"total_steps": steps})
+            self._task = self._live.add_task(text, total=total_steps, completed=steps, steps=text_steps)
+            self._live.start()
+            # Rich hides the cursor until stop(), which a killed run never reaches.
+            self._live.console.show_cursor(True)
+
+    def show(self, row: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        self._first = self._first or (int(row["total_steps"]), now)
+        self._pending = row
+        if now - self._drawn_at >= (LIVE_INTERVAL if self._live else PLAIN_INTERVAL):
+            self._drawn_at = now
+            self._draw()
+
+    def message(self, text: str) -> None:
+        if self._live:
+            self._live.console.print(Text(text), soft_wrap=True)  # Text: brackets in it are no markup
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        self._draw()
+        if self._live:
+            self._live.stop()
+
+    def _draw(self) -> None:
+        if self._pending is None:
+            return
+        steps, text = self._describe(self._pending)
+        if self._live:
+            completed = self._pending["total_steps"]
+            self._live.update(self._task, completed=completed, steps=steps, description=text, refresh=True)
+        else:
+            print(f"{steps} steps {text}", flush=True)  # flush: mpiexec gives us a pipe
+        self._pending = None
+
+    def _describe(self, row: Mapping[str, float]) -> tuple[str, str]:
+        """Return what stands before the bar and what stands behind it."""
+        steps = int(row["total_steps"])
+        percent = min(100, 100 * steps // self._total_steps)  # rounded down: 100% means the end
+        episode_return = _number(row.get("episode_return", math.nan))
+        fps = _number(row.get("fps", math.nan), whole=True)
+        left = self._time_left(steps)
+        total = f"{self._total_steps:,}"
+        return (
+            f"{steps:>{len(total)},}/{total}",
+            f"{percent:3}%  return {episode_return:>6}  {fps:>6} FPS  {left:>7} left",
+        )
+
+    def _time_left(self, steps: int) -> str:
+        first_steps, first_time = self._first or (steps, 0.0)
+        if steps <= first_steps:
+            return "-"
+        seconds_per_step = (time.monotonic() - first_time) / (steps - first_steps)
+        return str(datetime.timedelta(seconds=round(seconds_per_step * max(0, self._total_steps - steps))))
+
+
+def _is_terminal() -> bool:
+    # Open MPI runs each rank on a pseudo-terminal of its own, even where the output then goes to a file. That one has 0
+    # columns; without the check, log files would fill with escape codes.
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+
+
+def _live_line() -> Progress:
+    return Progress(
+        TextColumn("{task.fields[steps]}"),
+        BarColumn(bar_width=None, table_column=Column(max_width=40)),
+        TextColumn("{task.description}"),
+        auto_refresh=False,  # drawn when there is something new; a thread would take the interpreter from the training
+        # Prints of the user's appear above the line. Errors that go to a file must still go there.
+        redirect_stderr=sys.stderr.isatty(),
+    )
+
+
+def _number(value: float, whole: bool = False) -> str:
+    """Format a number of any magnitude in about 5 characters."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if whole or abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""Action distributions made from network outputs, and the actor-critic that holds a rank's networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ppo_mpi_base.errors import ConfigurationError
+
+OBSERVATION_CLIP = 10.0
+
+
+class Distribution(Protocol):
+    """What a policy says about a batch of B observations."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions (B, ...), a deterministic function of the parameters and `noise` (B, ...)."""
+
+    def mode(self) -> Tensor:
+        """Return the most probable actions, (B, ...)."""
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log-probabilities (B,) of actions (B, ...), summed over action dimensions."""
+
+    def entropy(self) -> Tensor:
+        """Return entropies (B,), summed over action dimensions."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal distributions with means (B, *shape) and logarithms of standard deviations (*shape)."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return `mean + std * noise` for standard normal noise (B, *shape)."""
+        return self.mean + self.log_std.exp() * noise
+
+    def mode(self) -> Tensor:
+        """Return the means, (B, *shape)."""
+        return self.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log-densities (B,) of actions (B, *shape)."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z * z - self.log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return differential entropies (B,): the sum of `log_std + log(2 pi e) / 2`."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(self.mean))
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A choice among n actions by logits (B, n)."""
+
+    logits: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions (B,) int64 in [0, n), by the Gumbel-max trick from standard Gumbel noise (B, n)."""
+        return (self.logits + noise).argmax(-1)
+
+    def mode(self) -> Tensor:
+        """Return the actions of the largest logits, (B,)."""
+        return self.logits.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log-probabilities (B,) of actions (B,) in [0, n)."""
+        return self.logits.log_softmax(-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return entropies (B,)."""
+        log_probs = self.logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def observation_dim(space: gymnasium.Space) -> int:
+    """Return `obs_dim`: the leading dimension of a Box (channels of an image), the number of values of a Discrete space."""
+    if isinstance(space, Discrete):
+        return int(space.n)
+    return int(space.shape[0]) if space.shape else 1
+
+
+def action_dim(space: gymnasium.Space) -> int:
+    """Return `act_dim`: the number of action means of a Box, of logits of a Discrete space."""
+    return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape, dtype=int))
+
+
+def action_noise(space: gymnasium.Space, generator: np.random.Generator, length: int) -> np.ndarray:
+    """Draw what `Distribution.sample` needs for `length` actions: (length, n) Gumbel or (length, *shape) normal noise."""
+    if isinstance(space, Discrete):
+        return generator.gumbel(size=(length, int(space.n)))
+    return generator.standard_normal((length, *space.shape))
+
+
+class ActorCritic(nn.Module):
+    """The policy and value networks of a rank, with what stands between them and the environment's spaces.
+
+    Args:
+        network: observations (B, ...) -> means or logits (B, act_dim); where `value_network` is None, a tuple of these
+            and values (B, 1) or (B,).
+        value_network: observations (B, ...) -> (B, 1) or (B,).
+        observation_space: Box or Discrete (then networks see one-hot vectors).
+        action_space: Box or Discrete.
+        initial_log_std: of the Gaussian policy over a Box.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        value_network: nn.Module | None,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        initial_log_std: float = 0.0,
+        normalize_observations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.value_network = value_network
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.normalize_observations = normalize_observations
+        if isinstance(action_space, Box):
+            self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
+            self.register_buffer("action_low", torch.as_tensor(action_space.low, dtype=torch.get_default_dtype()))
+            self.register_buffer("action_high", torch.as_tensor(action_space.high, dtype=torch.get_default_dtype()))
+        if normalize_observations:
+            if not isinstance(observation_space, Box) or observation_space.dtype.kind != "f":
+                raise ConfigurationError(
+                    f"normalize_observations=True needs a Box of floats, not {observation_space}: scale in the network instead"
+                )
+            self.register_buffer("observation_mean", torch.zeros(observation_space.shape, dtype=torch.float64))
+            self.register_buffer("observation_std", torch.ones(observation_space.shape, dtype=torch.float64))
+
+    def preprocess(self, observations: Tensor) -> Tensor:
+        """Return what the networks see, (B, ...) in the default dtype: normalized where asked for, one-hot if Discrete."""
+        if isinstance(self.observation_space, Discrete):
+            index = observations.long() - int(self.observation_space.start)
+            return functional.one_hot(index, int(self.observation_space.n)).to(torch.get_default_dtype())
+        if self.normalize_observations:
+            observations = (observations - self.observation_mean) / self.observation_std
+            observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+        return observations.to(torch.get_default_dtype())
+
+    def _distribution(self, output: Tensor) -> Distribution:
+        if isinstance(self.action_space, Discrete):
+            return Categorical(output)
+        return Gaussian(output.reshape(-1, *self.action_space.shape), self.log_std)
+
+    def policy(self, observations: Tensor) -> Distribution:
+        """Return pi(. | s) for observations (B, ...)."""
+        output = self.network(self.preprocess(observations))
+        return self._distribution(output if self.value_network is not None else output[0])
+
+    def policy_and_value(self, observations: Tensor) -> tuple[Distribution, Tensor]:
+        """Return pi(. | s) and V(s), (B,), for observations (B, ...)."""
+        seen = self.preprocess(observations)
+        if self.value_network is None:
+            output, values = self.network(seen)
+        else:
+            output, values = self.network(seen), self.value_network(seen)
+        return self._distribution(output), values.reshape(-1)
+
+    def value(self, observations: Tensor) -> Tensor:
+        """Return V(s), (B,), for observations (B, ...)."""
+        if self.value_network is None:
+            return self.policy_and_value(observations)[1]
+        return self.value_network(self.preprocess(observations)).reshape(-1)
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Return the actions that the environment gets: clipped to a Box's bounds, counted from a Discrete space's start."""
+        if isinstance(self.action_space, Discrete):
+            return actions + int(self.action_space.start)
+        return actions.clamp(self.action_low, self.action_high)
+
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sampled actions (B, ...), as the loss sees them and as the environment gets them."""
+        actions = self.policy(observations).sample(noise)
+        return actions, self.to_environment(actions)
+
+
+def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
+    """Run both networks on a batch of observations (2, ...) and compare what comes out with the action space.
+
+    Raises:
+        ConfigurationError: a network fails, or gives another shape than its builder promised.
+    """
+    seen = actor_critic.preprocess(observations)
+    wanted = action_dim(actor_critic.action_space)
+    shared = actor_critic.value_network is None
+    output = _run("network_fn", actor_critic.network, seen)
+    if shared and not (isinstance(output, tuple) and len(output) == 2):
+        raise ConfigurationError("value_network_fn is missing, so network_fn's module must return (means or logits, values)")
+    policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
+    batch = len(observations)
+    if _shape(policy_output) != (batch, wanted):
+        raise ConfigurationError(
+            f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations of shape "
+            f"{tuple(observations.shape[1:])}; {actor_critic.action_space} needs ({batch}, {wanted})"
+        )
+    if _shape(values) not in ((batch, 1), (batch,)):
+        name = "network_fn" if shared else "value_network_fn"
+        raise ConfigurationError(
+            f"{name}: the module returns values of shape {_shape(values)} for {batch} observations; "
+            f"it must be ({batch}, 1) or ({batch},)"
+        )
+
+
+def _shape(output: Any) -> tuple[int, ...] | str:
+    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+
+
+def _run(name: str, network: Callable[[Tensor], Any] | None, seen: Tensor) -> Any:
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
+    try:
+        with torch.no_grad():
+            return network(seen)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{name}: the module fails on observations {tuple(seen.shape)}: {reason}") from error

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""What one rank collects in an iteration, its advantages, and the order in which minibatches are drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B samples of a rollout, in the dtypes of `Rollout`; what a loss function sees."""
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    extras: dict[str, Tensor]
+
+
+@dataclass
+class Rollout:
+    """T steps of the N environments of one rank; the storage is reused in the next iteration.
+
+    Attributes:
+        observations: (T, N, *shape), in the observation space's own dtype, not normalized.
+        actions: (T, N, *shape), as sampled (not clipped), or int64 in [0, n) for a Discrete space.
+        rewards: (T, N), what is learned from: after `clip_rewards` and `normalize_rewards`.
+        terminated, truncated: (T, N) bool, never both.
+        log_probs, values: (T, N), of the policy and value function that collected the rollout.
+        next_values: (T, N), the value of the observation that each step led to: of an episode's final observation where
+            it was truncated, never of the one after the reset.
+        advantages, returns: (T, N), filled by the algorithm.
+        extras: further tensors (T, N, ...) of a hook; minibatches carry them along.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    log_probs: Tensor
+    values: Tensor
+    next_values: Tensor
+    advantages: Tensor = field(init=False)
+    returns: Tensor = field(init=False)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def done(self) -> Tensor:
+        """Where an episode ended, for either reason: (T, N) bool."""
+        return self.terminated | self.truncated
+
+    def shuffled(self, order: Tensor) -> Batch:
+        """Return all T*N samples as one batch in the given order, (T*N,) indices into the flattened (T, N)."""
+
+        def take(x: Tensor) -> Tensor:
+            return x.flatten(0, 1).index_select(0, order)
+
+        return Batch(
+            take(self.observations),
+            take(self.actions),
+            take(self.log_probs),
+            take(self.values),
+            take(self.advantages),
+            take(self.returns),
+            {name: take(x) for name, x in self.extras.items()},
+        )
+
+
+def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    r"""Return generalized advantage estimates and value targets, both (T, N).
+
+    Source: Schulman et al. (2016), arxiv.org/abs/1506.02438, equations 11 and 16.
+
+    \delta_t = r_t + \gamma (1 - terminated_t) V(s'_t) - V(s_t)
+    A_t      = \delta_t + \gamma \lambda (1 - done_t) A_{t+1}
+
+    where s'_t is the observation that step t led to, final ones of truncated episodes included. Value targets are
+    A_t + V(s_t).
+    """
+    values = rollout.values
+    deltas = rollout.rewards + gamma * rollout.next_values.masked_fill(rollout.terminated, 0.0) - values
+    decay = (gamma * lam) * (~rollout.done).to(values.dtype)
+    advantages = torch.empty_like(values)
+    following = torch.zeros_like(values[0])
+    for t in reversed(range(len(values))):
+        following = torch.addcmul(deltas[t], decay[t], following, out=advantages[t])
+    return advantages, advantages + values
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """Return 1 - Var(returns - values) / Var(returns): 1 for a perfect value function, 0 for a constant one; NaN if undefined."""
+    variance = returns.var(unbiased=False)
+    return float(1 - (returns - values).var(unbiased=False) / variance) if variance > 0 else float("nan")
+
+
+def minibatch_order(length: int, generators: list[np.random.Generator], between: np.random.Generator) -> np.ndarray:
+    """Return the order (T*N,) in which an epoch visits the samples (t, i) of a rank, as indices t*N + i.
+
+    Any N consecutive samples, from a multiple of N on, hold one of each environment, each at a time drawn by that
+    environment's own generator. So a minibatch of a multiple of N takes equally many from each environment, and R ranks
+    draw together what one rank with all their environments would draw.
+
+    Args:
+        length: T.
+        generators: one for each of the N environments.
+        between: shuffles the environments within such a group, for minibatches smaller than N.
+    """
+    n = len(generators)
+    times = np.stack([generator.permutation(length) for generator in generators], axis=1)
+    order = times * n + np.arange(n)
+    return between.permuted(order, axis=1).ravel()

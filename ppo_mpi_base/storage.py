@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""The memory that a rank's rollouts are written into, allocated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from torch import Tensor
+
+from ppo_mpi_base.policies import action_noise
+from ppo_mpi_base.seeding import ACTIONS, generator
+
+
+@dataclass
+class Storage:
+    """What T steps of N environments leave behind, in the host's memory; tensors share it.
+
+    Attributes:
+        observations: (T+1, N, *shape) in the observation space's own dtype; row T is where the next rollout starts.
+        actions: (T, N, *shape) as sampled, in the default dtype, or int64.
+        rewards: (T, N) float64, raw.
+        terminated, truncated: (T, N) bool.
+        final_observations: (t, i) -> the last observation of an episode that was truncated in step t of environment i.
+    """
+
+    length: int
+    environments: int
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    final_observations: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Allocate."""
+        size = (self.length, self.environments)
+        shape = self.observation_space.shape or ()
+        self.observations = np.zeros((self.length + 1, self.environments, *shape), self.observation_space.dtype)
+        dtype = torch.int64 if isinstance(self.action_space, Discrete) else torch.get_default_dtype()
+        self.actions = torch.zeros((*size, *(self.action_space.shape or ())), dtype=dtype)
+        self.rewards = np.zeros(size)
+        self.terminated = np.zeros(size, bool)
+        self.truncated = np.zeros(size, bool)
+
+    @property
+    def done(self) -> np.ndarray:
+        """Where an episode ended: (T, N) bool."""
+        return self.terminated | self.truncated
+
+    def noise(self, seed: int, first_global_index: int, iteration: int) -> Tensor:
+        """Return the action noise of an iteration, (T, N, ...), keyed by each environment's global index."""
+        columns = [
+            action_noise(self.action_space, generator(seed, ACTIONS, first_global_index + i, iteration), self.length)
+            for i in range(self.environments)
+        ]
+        return torch.as_tensor(np.stack(columns, axis=1), dtype=torch.get_default_dtype())
+
+    def first_bad(self) -> tuple[str, int, int] | None:
+        """Return what is not finite, in which step and of which environment: (source, t, i), or None."""
+        for source, values in (("observation", self.observations), ("reward", self.rewards)):
+            if values.dtype.kind == "f" and not np.isfinite(values.sum()):
+                bad = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
+                if bad.any():
+                    t, i = np.argwhere(bad)[0]
+                    return source, int(t), int(i)
+        for (t, i), final in self.final_observations.items():
+            if final.dtype.kind == "f" and not np.isfinite(final).all():
+                return "final observation", t, i
+        return None
