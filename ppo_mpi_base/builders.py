@@ -9,10 +9,11 @@ from typing import TypeVar
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import orthogonal_
 from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
@@ -22,11 +23,12 @@ T = TypeVar("T")
 
 
 def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
-    """Build something on each rank; a `ConfigurationError` on any of them is raised on all. Collective: call on all ranks."""
-    built, error = None, None
+    """Build something on each rank; a `ConfigurationError` or `TrainingError` on any of them is raised on all. Collective: call on all ranks."""
+    built: T | None = None
+    error: Exception | None = None
     try:
         built = build()
-    except ConfigurationError as reason:
+    except (ConfigurationError, TrainingError) as reason:
         error = reason
     ranks.raise_together(error)
     return built  # type: ignore[return-value]
@@ -90,8 +92,8 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         initial_log_std=config.initial_log_std,
         normalize_observations=config.normalize_observations,
     )
-    first = np.zeros((2, *(space.shape or ())), space.dtype) + (space.start if hasattr(space, "start") else 0)
-    check_networks(actor_critic, torch.as_tensor(first))
+    start = space.start if isinstance(space, Discrete) else 0
+    check_networks(actor_critic, torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype)))
     if config.orthogonal_init:
         random = torch.Generator().manual_seed(int(seeds[1]))
         orthogonal_(network, 0.01, random)

@@ -209,6 +209,14 @@ class Config:
         """B, in samples per rank."""
         return self.train_batch_size or self.rollout_length_per_worker * self.environments_per_rank
 
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """What a loss function reads by name, at the start of training."""
+        own = {"clip_ratio": self.clip_ratio, "entropy_coef": self.entropy_coef, "value_coef": self.value_coef}
+        if self.value_clip_ratio is not None:
+            own["value_clip_ratio"] = self.value_clip_ratio
+        return {name: float(value) for name, value in {**own, **self.loss_coefficients}.items()}
+
 
 def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config], R]], Callable[P, R]]:
     """Give a function of one `Config` the config's own keywords as its signature, for people, editors and type checkers."""

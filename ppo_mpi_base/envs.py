@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from operator import add
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +17,7 @@ from ppo_mpi_base.seeding import EPISODES, generator, seed_sequence
 
 
 class Episode(NamedTuple):
-    """A finished episode: its undiscounted return of raw rewards, its length in steps, its environment's local index."""
+    """A finished episode: undiscounted return of raw rewards, length in steps, local index of its environment."""
 
     return_: float
     length: int
@@ -24,13 +25,13 @@ class Episode(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What one step of N environments gave; its arrays belong to the caller.
+    """What one step of N environments gave.
 
     Attributes:
-        rewards: (N,) float64, as the environments gave them.
-        terminated, truncated: (N,) bool, never both; a step that is both counts as terminated.
+        rewards: (N,) float64, raw.
+        terminated, truncated: (N,) bool, to be read only; never both: a step that is both counts as terminated.
         final_observations: local index -> the last observation of the episode that this step ended.
-        episodes: the episodes that this step ended, for statistics only; see `Environments`.
+        episodes: the statistics of the episodes that this step ended, see `Environments`.
     """
 
     rewards: np.ndarray
@@ -40,45 +41,38 @@ class Transition(NamedTuple):
     episodes: list[Episode]
 
 
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Raise `ConfigurationError` unless observations and actions are Box (any shape) or Discrete (any start)."""
-    for name, space in (("observation", observation_space), ("action", action_space)):
-        if not isinstance(space, Box | Discrete):
-            raise ConfigurationError(f"env_fn: the {name} space {space} is not supported, only Box and Discrete are")
-
-
-def first_seed(seed: int, global_index: int) -> int:
-    """Return the seed of an environment's first reset, in [0, 2**31): ALE keeps seeds in 32 bits with a sign."""
-    return int(seed_sequence(seed, EPISODES, global_index, 0).generate_state(1)[0] >> 1)
+# What `_Loop` and `_Vector` return for a step, all by local index: rewards (N,); ended episodes, and whether they
+# terminated; final observations of those of them that have begun the next episode already; reported episodes.
+_Stepped: TypeAlias = tuple[np.ndarray, dict[int, bool], dict[int, np.ndarray], dict[int, Episode]]
 
 
 class Environments:
     """Step the N environments of one rank together, and begin a new episode where one has ended.
 
     A list of environments is stepped in a loop, and each episode is a function of (seed, global index, number of the
-    episode) and its actions. A vector environment is seeded once; in all of its autoreset modes, the transitions are
-    those of the list: an episode's last observation is in `final_observations`, and the step after it is the first
-    of the next episode. Nothing that an environment returns is kept: it may reuse its arrays.
+    episode) and its actions. A vector environment gets its environments' seeds once, and in all of its autoreset modes
+    its transitions are those of the list: no step is a reset in disguise. Environments may reuse their arrays, but not
+    under SAME_STEP, where Gymnasium itself resets them before it hands out the last observation.
 
-    `Transition.episodes` counts raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r",
-    "l"}`, as Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on: where each lost
-    life ends an episode for training, it reports whole games.
+    Statistics count raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r", "l"}`, as
+    Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on: an Atari wrapper may end an
+    episode for training at each lost life, and yet report whole games.
 
     Args:
         environments: N environments, or one vector environment of N.
         seed: the run's seed, at least 0.
-        first_global_index: global index of the first of them, rank * N.
+        first_global_index: global index of the first environment, rank * N.
         max_ep_len: steps after which an episode is truncated.
         state_processing_hook: function of one observation; what it returns takes the observation's place.
-        obs_space_override: the space of what `state_processing_hook` or a wrapper makes of an observation.
+        obs_space_override: the space of observations after `state_processing_hook`.
 
     Attributes:
         num_envs: N.
-        observation_space, action_space: those of a single environment, after `obs_space_override`.
+        observation_space, action_space: those of a single environment, the first after `obs_space_override`.
 
     Raises:
-        ConfigurationError: spaces that are unequal or not supported, an environment that is there twice, or a vector
-            environment whose autoreset cannot be steered.
+        ConfigurationError: spaces that differ or are not supported, an environment that is there twice, a vector
+            environment without an autoreset mode or with one that cannot be steered.
     """
 
     def __init__(
@@ -91,84 +85,272 @@ class Environments:
         state_processing_hook: Callable[[Any], Any] | None = None,
         obs_space_override: gym.Space | None = None,
     ) -> None:
-        self._vector = environments if isinstance(environments, VectorEnv) else None
-        self._list: list[gym.Env] = [] if isinstance(environments, VectorEnv) else list(environments)
-        if self._vector is not None:
-            self._mode = _autoreset_mode(self._vector)
-            self.num_envs = self._vector.num_envs
-            self.observation_space = self._vector.single_observation_space
-            self.action_space = self._vector.single_action_space
+        if isinstance(environments, VectorEnv):
+            space, self.action_space = environments.single_observation_space, environments.single_action_space
         else:
-            _check_alike(self._list, first_global_index)
-            self.num_envs = len(self._list)
-            self.observation_space = self._list[0].observation_space
-            self.action_space = self._list[0].action_space
-        self.observation_space = obs_space_override or self.observation_space
+            _check_alike(environments, first_global_index)
+            space, self.action_space = environments[0].observation_space, environments[0].action_space
+        self.observation_space = space if obs_space_override is None else obs_space_override
         check_spaces(self.observation_space, self.action_space)
-        self._shape = self.observation_space.shape
-        self._seed, self._first, self._max_ep_len, self._hook = seed, first_global_index, max_ep_len, state_processing_hook
+        fit = _Fit(self.observation_space, state_processing_hook, first_global_index)
+        self._stepper: _Vector | _Loop
+        if isinstance(environments, VectorEnv):
+            self.num_envs = environments.num_envs
+            self._stepper = _Vector(environments, seed, fit)
+        else:
+            self.num_envs = len(environments)
+            self._stepper = _Loop(environments, seed, fit)
+        self._max_ep_len = max_ep_len
+        self._none = np.zeros(self.num_envs, dtype=bool)  # what most steps end
+        self._none.flags.writeable = False
 
     def reset(self, out: np.ndarray) -> None:
-        """Begin the first episode of every environment; again, it begins the same episodes again.
+        """Begin the first episode of every environment; a second call begins the same episodes again.
 
         Args:
             out: (N, *observation shape) in the observation space's dtype; receives the first observations.
 
         Raises:
-            TrainingError: an observation does not fit the observation space.
+            ConfigurationError: a vector environment takes no sequence of seeds.
+            TrainingError: an observation does not fit its space.
         """
-        self._clock = 0  # steps since reset
+        self._clock = 0  # steps since this reset
         self._starts = [0] * self.num_envs  # the clock when each environment's episode began
-        self._episodes = [0] * self.num_envs  # number of each environment's next episode
-        self._returns = np.zeros(self.num_envs)
+        self._returns = [0.0] * self.num_envs  # of each environment's episode so far
         self._reporting: set[int] = set()  # environments that report their own episodes
-        if self._vector is None:
-            self._restart_list(range(self.num_envs), out)
-            return
-        # Gymnasium wants Python integers in a sequence, ALE wants an array: this is both.
-        seeds: Any = np.array([first_seed(seed=self._seed, global_index=g) for g in self._globals()], dtype=object)
-        try:
-            observations, _ = self._vector.reset(seed=seeds)
-        except gym.error.Error as error:
-            raise ConfigurationError(f"make_vec_env_fn: {self._vector} must take a sequence of seeds: {error}") from error
-        for i in range(self.num_envs):
-            out[i] = self._castable(i, self._processed(i, observations[i]))
+        self._stepper.reset(out)
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Transition:
         """Take one step in every environment.
 
         Args:
-            actions: (N, *action shape), as the action space wants them.
-            out: (N, *observation shape) in the observation space's dtype; receives the observations to act on next,
-                of an ended episode the first one of the next.
+            actions: (N, *action shape), as the environments want them.
+            out: (N, *observation shape) in the observation space's dtype; receives the observations to act on next: of
+                an ended episode, the first one of the next episode.
 
         Raises:
-            TrainingError: an observation or a reward does not fit.
-            ConfigurationError: the vector environment ignores the mask of a reset.
+            ConfigurationError: a vector environment ignores `reset_mask`.
+            TrainingError: an observation or a reward has the wrong shape.
         """
         self._clock += 1
-        rewards = np.empty(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
-        take = self._step_list if self._vector is None else self._step_vector
-        # `final` holds ended episodes' last observations where `out` has the next episode's first one already.
-        ended, final, reports = take(actions, out, rewards, terminated, truncated)
-        self._returns += rewards
-        if self._max_ep_len is not None:
-            overdue = [i for i, start in enumerate(self._starts) if self._clock - start >= self._max_ep_len]
-            overdue = [i for i in overdue if i not in ended]
-            truncated[overdue] = True
-        else:
-            overdue = []
-        if not (ended or overdue or reports):
-            return Transition(rewards, terminated, truncated, {}, [])
+        # A copy of the actions: an environment may keep its own, or change it in place.
+        rewards, ended, final_observations, reports = self._stepper.step(actions.copy(), out)
+        self._returns = list(map(add, self._returns, rewards.tolist()))  # NumPy's + takes longer on so few
+        late: list[int] = []
+        if (limit := self._max_ep_len) is not None:
+            late = [i for i, start in enumerate(self._starts) if self._clock - start >= limit and i not in ended]
+        if not (ended or late or reports):
+            return Transition(rewards, self._none, self._none, {}, [])
 
-        episodes = self._finished(ended, overdue, reports)
-        ended = ended + overdue
-        pending = [i for i in ended if i not in final]
-        final |= {i: np.array(out[i]) for i in pending}
+        ended.update((i, False) for i in late)
+        terminated, truncated = self._none.copy(), self._none.copy()
+        for i, terminal in ended.items():
+            terminated[i], truncated[i] = terminal, not terminal
+        episodes = self._statistics(ended, late, reports)
         for i in ended:
             self._starts[i], self._returns[i] = self._clock, 0.0
-        if pending:
-            restart = self._restart_list if self._vector is None else self._restart_vector
-            restart(pending, out)
-        return Transition(rewards, terminated, truncated, final, episodes)
+        waiting = [i for i in ended if i not in final_observations]  # for their next episode to begin
+        if waiting:
+            final_observations.update((i, np.array(out[i])) for i in waiting)
+            self._stepper.restart(waiting, out)
+        return Transition(rewards, terminated, truncated, final_observations, episodes)
+
+    def close(self) -> None:
+        """Close all environments."""
+        self._stepper.close()
+
+    def _statistics(self, ended: Iterable[int], late: list[int], reports: dict[int, Episode]) -> list[Episode]:
+        """Return the episodes that ended, some of them only because they were late, as counted here or as reported."""
+        self._reporting.update(reports)
+        episodes = []
+        for i in ended:
+            counted = Episode(self._returns[i], self._clock - self._starts[i], i)
+            report = reports.pop(i, None)
+            # A report that is too short has lost steps: RecordEpisodeStatistics around a vector environment forgets
+            # those of all environments when one is reset. And no wrapper knows that max_ep_len ends an episode.
+            if report is not None and report.length >= counted.length:
+                episodes.append(report)
+            elif report is not None or i in late or i not in self._reporting:
+                episodes.append(counted)
+        return episodes + list(reports.values())
+
+
+class _Fit:
+    """Pass single observations through the user's hook, and check that they fit the observation space."""
+
+    def __init__(self, space: gym.Space, hook: Callable[[Any], Any] | None, first_global_index: int) -> None:
+        self.space, self.shape, self.hook, self.first = space, space.shape, hook, first_global_index
+
+    def __call__(self, i: int, observation: Any) -> Any:
+        """Return what stands for an observation of environment i, of the right shape."""
+        if self.hook is not None:
+            observation = self.hook(observation)
+        if getattr(observation, "shape", None) != self.shape and np.shape(observation) != self.shape:
+            raise self.error(i, f"observation of shape {np.shape(observation)}")
+        return observation
+
+    def initial(self, i: int, observation: Any) -> Any:
+        """Do the same at a reset, and look at the dtype: fractions in an array of integers would all become 0."""
+        observation = self(i, observation)
+        dtype = np.asarray(observation).dtype
+        if dtype.kind == "f" and np.dtype(self.space.dtype).kind != "f":
+            raise self.error(i, f"observation of dtype {dtype}")
+        return observation
+
+    def error(self, i: int, what: str) -> TrainingError:
+        source, remedy = "env_fn", "its observation_space must say what it returns"
+        if self.hook is not None:
+            source, remedy = "state_processing_hook", "obs_space_override must say what it returns"
+        return TrainingError(f"environment {self.first + i}: {source} gave an {what} for {self.space}; {remedy}")
+
+
+class _Loop:
+    """Environments stepped one after another in this process."""
+
+    def __init__(self, environments: Sequence[gym.Env], seed: int, fit: _Fit) -> None:
+        self.environments, self.seed, self.fit = list(environments), seed, fit
+
+    def reset(self, out: np.ndarray) -> None:
+        self.next_episode = [0] * len(self.environments)
+        self.restart(range(len(self.environments)), out)
+
+    def step(self, actions: np.ndarray, out: np.ndarray) -> _Stepped:
+        """Step each environment. This is the inner loop of all training: each microsecond counts."""
+        rewards = np.empty(len(self.environments))
+        ended: dict[int, bool] = {}
+        reports: dict[int, Episode] = {}
+        fit, shape, hook = self.fit, self.fit.shape, self.fit.hook
+        for i, environment in enumerate(self.environments):
+            observation, reward, terminated, truncated, info = environment.step(actions[i])
+            if hook is not None or getattr(observation, "shape", None) != shape:
+                observation = fit(i, observation)
+            out[i] = observation
+            rewards[i] = reward if isinstance(reward, float) else self._number(i, reward)
+            if terminated or truncated:
+                ended[i] = bool(terminated)
+            if "episode" in info:
+                reports[i] = Episode(float(info["episode"]["r"]), int(info["episode"]["l"]), i)
+        return rewards, ended, {}, reports
+
+    def restart(self, indices: Iterable[int], out: np.ndarray) -> None:
+        """Begin the next episodes of some environments, each from a seed of its own."""
+        for i in indices:
+            environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
+            if episode == 0:
+                observation, _ = environment.reset(seed=first_seed(self.seed, g))
+            else:
+                # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps.
+                environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
+                observation, _ = environment.reset()
+            self.next_episode[i] += 1
+            out[i] = self.fit.initial(i, observation)
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
+
+    def _number(self, i: int, reward: Any) -> float:
+        """Convert a reward that is neither a Python float nor NumPy's float64."""
+        if reward is None or np.ndim(reward) != 0:
+            raise TrainingError(f"environment {self.fit.first + i}: env_fn gave the reward {reward!r}, not one number")
+        return float(reward)
+
+
+class _Vector:
+    """A vector environment, with its autoreset mode made of no consequence."""
+
+    def __init__(self, vector: VectorEnv, seed: int, fit: _Fit) -> None:
+        self.vector, self.seed, self.fit = vector, seed, fit
+        self.same_step = _autoreset_mode(vector) is AutoresetMode.SAME_STEP
+
+    def reset(self, out: np.ndarray) -> None:
+        n = self.vector.num_envs
+        # Gymnasium wants a sequence of Python integers, ALE an array: an array of Python integers is both.
+        seeds: Any = np.array([first_seed(self.seed, self.fit.first + i) for i in range(n)], dtype=object)
+        try:
+            observations, _ = self.vector.reset(seed=seeds)
+        except gym.error.Error as error:
+            raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
+        for i in range(n):
+            out[i] = self.fit.initial(i, observations[i])
+
+    def step(self, actions: np.ndarray, out: np.ndarray) -> _Stepped:
+        self.observations, rewards, terminated, truncated, infos = self.vector.step(actions)
+        if np.shape(rewards) != (len(out),):
+            raise TrainingError(f"make_vec_env_fn: {self.vector} gave rewards of shape {np.shape(rewards)}")
+        ended = {i: bool(terminated[i]) for i in np.flatnonzero(np.logical_or(terminated, truncated)).tolist()}
+        final_observations = {}
+        if self.same_step:
+            final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
+        for i in range(len(out)):
+            out[i] = self.fit(i, self.observations[i])
+        return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
+
+    def restart(self, indices: list[int], out: np.ndarray) -> None:
+        """Begin the next episodes of some environments now, rather than with the step that comes next."""
+        mask = np.zeros(len(out), dtype=bool)
+        mask[indices] = True
+        others = ~mask
+        observations, _ = self.vector.reset(options={"reset_mask": mask})
+        if not np.array_equal(observations[others], self.observations[others], equal_nan=True):
+            raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
+        for i in indices:
+            out[i] = self.fit.initial(i, observations[i])
+
+    def close(self) -> None:
+        self.vector.close()
+
+    def _unfit(self, why: str) -> ConfigurationError:
+        return ConfigurationError(f"make_vec_env_fn: {self.vector}: {why}; use SyncVectorEnv or AsyncVectorEnv")
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Raise `ConfigurationError` unless both spaces are a Box (of any shape) or Discrete (with any start)."""
+    for name, space in (("observation", observation_space), ("action", action_space)):
+        if not isinstance(space, Box | Discrete):
+            raise ConfigurationError(f"env_fn: the {name} space {space} is not supported, only Box and Discrete are")
+
+
+def first_seed(seed: int, g: int) -> int:
+    """Return the seed of global environment `g`'s first reset, in [0, 2**31): ALE's are 32-bit integers with a sign."""
+    return int(seed_sequence(seed, EPISODES, g, 0).generate_state(1)[0] >> 1)
+
+
+def _check_alike(environments: Sequence[gym.Env], first_global_index: int) -> None:
+    """Raise `ConfigurationError` unless environments have equal spaces and are different objects."""
+    seen: dict[int, int] = {}
+    for g, environment in enumerate(environments, first_global_index):
+        if (twin := seen.setdefault(id(environment.unwrapped), g)) != g:
+            raise ConfigurationError(f"env_fn: environments {twin} and {g} are one object; env_fn must build a new one")
+        for name in ("observation_space", "action_space"):
+            space, first = getattr(environment, name), getattr(environments[0], name)
+            if space != first:
+                raise ConfigurationError(f"env_fn: the {name} of environment {g} is {space}, of the first {first}")
+
+
+def _autoreset_mode(vector: VectorEnv) -> AutoresetMode:
+    """Return when a vector environment resets its environments by itself."""
+    base = vector.unwrapped
+    # Its own attribute first: ALE's vector environments write their mode into one `metadata` that they all share.
+    named = getattr(base, "autoreset_mode", None) or vector.metadata.get("autoreset_mode")
+    try:
+        mode = AutoresetMode(named)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"make_vec_env_fn: metadata['autoreset_mode'] of {vector} is {named!r}, no gymnasium.vector.AutoresetMode"
+        ) from error
+    if mode is AutoresetMode.NEXT_STEP and isinstance(base, AsyncVectorEnv) and not base.shared_memory:
+        # Gymnasium (1.4 still) does not cancel a pending reset there, and the next action would be lost.
+        raise ConfigurationError("make_vec_env_fn: AsyncVectorEnv(shared_memory=False) needs another autoreset_mode")
+    return mode
+
+
+def _vector_reports(infos: dict[str, Any]) -> dict[int, Episode]:
+    """Return what environments report of ended episodes; under SAME_STEP, that is in `final_info`."""
+    reports = {}
+    for source in (infos, infos.get("final_info", {})):
+        if "episode" in source:
+            returns, lengths = source["episode"]["r"], source["episode"]["l"]
+            indices = np.flatnonzero(source["_episode"]).tolist()
+            reports.update({i: Episode(float(returns[i]), int(lengths[i]), i) for i in indices})
+    return reports

@@ -73,6 +73,16 @@ class FlatParameters:
             at, gradient_at = at + parameter.numel() * size, gradient_at + parameter.numel() * size
         return True
 
+    def norm(self, name: str) -> float:
+        """Return the Euclidean norm of one slice's gradient."""
+        gradient = self.gradient[self.slices[name]]
+        return math.sqrt(torch.dot(gradient, gradient).item())
+
+    def clip_(self, name: str, norm: float, limit: float | None) -> None:
+        """Scale one slice's gradient, whose norm is known, to a norm of at most `limit`."""
+        if limit is not None and norm > limit:
+            self.gradient[self.slices[name]].mul_(limit / norm)
+
 
 class Adam:
     """Adam (Kingma & Ba 2015, arxiv.org/abs/1412.6980, algorithm 1) on the slices of a flat parameter tensor.
@@ -99,11 +109,3 @@ class Adam:
         correction = math.sqrt(1 - beta2**count)
         denominator = v.sqrt().add_(self.epsilon * correction)
         self.flat.data[part].addcdiv_(m, denominator, value=-learning_rate * correction / (1 - beta1**count))
-
-
-def clip_norm_(gradient: Tensor, limit: float | None) -> float:
-    """Scale a gradient (n,) in place so that its Euclidean norm is at most `limit`, and return the norm it had."""
-    norm = math.sqrt(torch.dot(gradient, gradient).item())
-    if limit is not None and norm > limit:
-        gradient.mul_(limit / norm)
-    return norm

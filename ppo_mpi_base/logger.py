@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
@@ -67,11 +67,11 @@ class Logger:
             )
         except OSError as error:
             raise ConfigurationError(
-                f"log_directory={str(directory)!r} cannot be written ({error.strerror}): choose a directory that can"
+                f"log_directory={str(directory)!r} cannot be written ({error.strerror}): choose another directory"
             ) from error
         self._console = None if quiet else _Console(int(total_steps), resume_from_steps or 0)
 
-    def log(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, SupportsFloat]) -> None:
         """Write one row; progress.csv has it when this returns.
 
         Args:
@@ -159,7 +159,7 @@ def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str,
     try:
         columns, rows = read_progress(path)
         return columns, [row for row in rows if float(row["total_steps"]) <= total_steps]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"log_directory={str(path.parent)!r} has a {path.name} that no run wrote, so none can be continued there: "
             "choose another directory, or move that file away"
@@ -186,9 +186,7 @@ class _Console:
 
     def __init__(self, total_steps: int, steps: int) -> None:
         self._total_steps = total_steps
-        self._first: tuple[int, float] | None = (
-            None  # steps and time of the first row: start-up is not counted as speed
-        )
+        self._first: tuple[int, float] | None = None  # steps and time of the first row: start-up counts for no speed
         self._pending: Mapping[str, float] | None = None  # the last row, if it is not drawn yet
         self._drawn_at = -math.inf
         self._live = _live_line() if _is_terminal() else None

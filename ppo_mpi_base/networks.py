@@ -18,32 +18,36 @@ def mlp(obs_dim: int, out_dim: int = 1, hidden: Sequence[int] = (64, 64), activa
     return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))
 
 
-class NatureCNN(nn.Module):
-    """The network of Mnih et al. (2015), doi.org/10.1038/nature14236: (B, channels, 84, 84) in [0, 255] -> (B, out_dim)."""
+class Scaled(nn.Module):
+    """Multiplies its input by a constant, such as 1/255 for images of bytes."""
 
-    def __init__(self, channels: int, out_dim: int = 1) -> None:
+    def __init__(self, factor: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 7 * 7, 512),
-            nn.ReLU(),
-            nn.Linear(512, out_dim),
-        )
+        self.factor = factor
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, out_dim)."""
-        return self.layers(images / 255.0)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the input's shape."""
+        return x * self.factor
 
 
-def nature_cnn(obs_dim: int, out_dim: int = 1) -> NatureCNN:
-    """Build a Nature CNN for 84x84 images with `obs_dim` channels of values in [0, 255]."""
-    return NatureCNN(obs_dim, out_dim)
+def nature_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
+    """Build the network of Mnih et al. (2015), doi.org/10.1038/nature14236.
+
+    Images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, out_dim).
+    """
+    return nn.Sequential(
+        Scaled(1 / 255),
+        nn.Conv2d(obs_dim, 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 512),
+        nn.ReLU(),
+        nn.Linear(512, out_dim),
+    )
 
 
 def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator | None = None) -> None:

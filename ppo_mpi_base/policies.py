@@ -143,6 +143,19 @@ class ActorCritic(nn.Module):
             self.register_buffer("observation_mean", torch.zeros(observation_space.shape, dtype=torch.float64))
             self.register_buffer("observation_std", torch.ones(observation_space.shape, dtype=torch.float64))
 
+    def parameter_slices(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of "policy" and of "value"; all are the policy's where one network gives both."""
+        if self.value_network is None:
+            return {"policy": list(self.parameters())}
+        value = list(self.value_network.parameters())
+        of_value = {id(parameter) for parameter in value}
+        return {"policy": [parameter for parameter in self.parameters() if id(parameter) not in of_value], "value": value}
+
+    def set_observation_moments(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Normalize by these from now on; each has the shape of an observation."""
+        self.observation_mean.copy_(torch.as_tensor(mean))
+        self.observation_std.copy_(torch.as_tensor(std))
+
     def preprocess(self, observations: Tensor) -> Tensor:
         """Return what the networks see, (B, ...) in the default dtype: normalized where asked for, one-hot if Discrete."""
         if isinstance(self.observation_space, Discrete):

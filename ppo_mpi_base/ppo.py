@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 
+import torch
 from torch import Tensor
 
 from ppo_mpi_base.config import Config, keywords_of

@@ -11,8 +11,10 @@ import numpy as np
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Episode
+from ppo_mpi_base.files import make_directory
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
+from ppo_mpi_base.plot import learning_curve
 
 WINDOW = 100
 
@@ -22,17 +24,21 @@ class Reports:
 
     Attributes:
         episode_return: mean over the last 100 training episodes of all ranks; NaN before the first.
-        best_return: the highest `episode_return` of any iteration.
+        best_return: the highest `episode_return` of any iteration; NaN before the first episode.
+        new_best: whether the latest rollout reached it.
         seconds: phase name -> seconds that this rank spent in it since the last row.
     """
 
     def __init__(self, config: Config, ranks: Communicator) -> None:
         self.ranks = ranks
         self.directory = Path(config.log_directory)
+        if ranks.is_root and config.save_location is not None:
+            make_directory("save_location", config.save_location)
         self.logger = Logger(config.log_directory, config.total_steps, quiet=config.quiet) if ranks.is_root else None
         self.recent: deque[Episode] = deque(maxlen=WINDOW)
         self.episodes = 0
-        self.best_return = -np.inf
+        self.best_return = float("nan")
+        self.new_best = False
         self.seconds = dict.fromkeys(("environments", "inference", "learning", "communication", "waiting"), 0.0)
         self.started = self.row_started = time.perf_counter()
         self.steps_at_row = 0
@@ -42,20 +48,19 @@ class Reports:
         """Mean return of the last 100 training episodes."""
         return float(np.mean([episode.return_ for episode in self.recent])) if self.recent else float("nan")
 
-    def add_episodes(self, ended: list[Episode]) -> bool:
-        """Gather the episodes that ended on any rank, and say whether the mean return is a new best one.
+    def add_episodes(self, ended: list[Episode]) -> None:
+        """Gather the episodes that ended on any rank, and note whether the mean return is a new best one.
 
         Collective: call on all ranks.
         """
         gathered = [episode for of_rank in self.ranks.gather_all(ended) for episode in of_rank]
         self.recent.extend(gathered)
         self.episodes += len(gathered)
-        if not gathered or self.episode_return <= self.best_return:
-            return False
-        self.best_return = self.episode_return
-        return True
+        self.new_best = bool(gathered) and not self.episode_return <= self.best_return
+        if self.new_best:
+            self.best_return = self.episode_return
 
-    def times(self, total_steps: int) -> dict[str, float]:
+    def times_row(self, total_steps: int) -> dict[str, float]:
         """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks."""
         now = time.perf_counter()
         passed = now - self.row_started
@@ -75,7 +80,7 @@ class Reports:
             "slowest_rank": slowest,
         }
 
-    def episode_row(self) -> dict[str, float]:
+    def episodes_row(self) -> dict[str, float]:
         """Return what is known of the last 100 episodes."""
         lengths = [episode.length for episode in self.recent]
         return {
@@ -83,3 +88,24 @@ class Reports:
             "episode_length": float(np.mean(lengths)) if lengths else float("nan"),
             "episodes": self.episodes,
         }
+
+    def write(self, row: dict[str, float]) -> None:
+        """Write a row to the logs, on rank 0."""
+        if self.logger:
+            self.logger.log(row)
+
+    def tell(self, text: str) -> None:
+        """Print a line, on rank 0."""
+        if self.logger:
+            self.logger.message(text)
+
+    def finish(self, save_location: str | None) -> Path:
+        """Draw the learning curve, say on rank 0 what came out and where it is, and return the picture's path."""
+        picture = self.directory / "learning_curve.png"
+        if self.logger:
+            learning_curve(self.directory / "progress.csv", picture)
+            minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
+            self.logger.close()
+            self.logger.message(f"return {self.episode_return:.1f} (best {self.best_return:.1f}) after {minutes}:{seconds:02}")
+            self.logger.message(f"networks: {save_location or 'not saved'}   learning curve: {picture}")
+        return picture

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.mpi import Communicator
 
 
 class Batch(NamedTuple):
@@ -21,6 +25,12 @@ class Batch(NamedTuple):
     advantages: Tensor
     returns: Tensor
     extras: dict[str, Tensor]
+
+    def split(self, size: int) -> list[Batch]:
+        """Return batches of `size` samples each, the last one of what is left; they share this one's memory."""
+        parts = zip(*(x.split(size) for x in self[:-1]), strict=True)
+        extras = {name: x.split(size) for name, x in self.extras.items()}
+        return [Batch(*part, {name: x[k] for name, x in extras.items()}) for k, part in enumerate(parts)]
 
 
 @dataclass
@@ -94,10 +104,44 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     return advantages, advantages + values
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """Return 1 - Var(returns - values) / Var(returns): 1 for a perfect value function, 0 for a constant one; NaN if undefined."""
-    variance = returns.var(unbiased=False)
-    return float(1 - (returns - values).var(unbiased=False) / variance) if variance > 0 else float("nan")
+Step = tuple[np.ndarray, np.ndarray, float, float, float]
+"""(observation, action, reward, value, log-probability) of one step, as a `rollout_interception_callback` sees it."""
+
+
+def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) -> None:
+    """Hand each environment's steps to the callback, an episode or the rollout's end at a time, and write back what it returns.
+
+    Raises:
+        ConfigurationError: the callback returned another number of steps than it got.
+    """
+    columns = [rollout.observations, rollout.actions, rollout.rewards, rollout.values, rollout.log_probs]
+    length, environments = rollout.rewards.shape
+    done = rollout.done.cpu()
+    for i in range(environments):
+        ends = [*(t + 1 for t in range(length - 1) if done[t, i]), length]
+        for start, end in zip([0, *ends], ends, strict=False):
+            steps = list(zip(*(x[start:end, i].cpu().numpy().copy() for x in columns), strict=True))
+            changed = callback(steps)
+            if len(changed) != len(steps):
+                raise ConfigurationError(
+                    f"rollout_interception_callback returned {len(changed)} steps for {len(steps)}: it must keep their number"
+                )
+            for column, values in zip(columns, zip(*changed, strict=True), strict=True):
+                column[start:end, i] = torch.as_tensor(np.stack(values), dtype=column.dtype, device=column.device)
+
+
+def explained_variance(values: Tensor, returns: Tensor, ranks: Communicator) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) over all ranks, from (T, N) of each.
+
+    It is 1 for a perfect value function, 0 for one no better than a constant, and NaN where the returns do not vary.
+    Collective: call on all ranks.
+    """
+    errors, targets = (returns - values).double(), returns.double()
+    sums = np.array([targets.numel(), errors.sum(), errors.square().sum(), targets.sum(), targets.square().sum()])
+    ranks.sum_(sums)
+    n, error, error_squares, target, target_squares = sums
+    variance = target_squares - target**2 / n
+    return float(1 - (error_squares - error**2 / n) / variance) if variance > 0 else float("nan")
 
 
 def minibatch_order(length: int, generators: list[np.random.Generator], between: np.random.Generator) -> np.ndarray:

@@ -49,6 +49,20 @@ class Storage:
         """Where an episode ended: (T, N) bool."""
         return self.terminated | self.truncated
 
+    def begin(self) -> None:
+        """Forget the former rollout's final observations."""
+        self.final_observations.clear()
+
+    def keep_final(self, t: int, final_observations: dict[int, np.ndarray]) -> None:
+        """Keep the last observations of the episodes that were truncated in step t: their values bootstrap."""
+        for i, observation in final_observations.items():
+            if self.truncated[t, i]:
+                self.final_observations[t, i] = observation
+
+    def start_next(self) -> None:
+        """Let the next rollout begin where this one was cut."""
+        self.observations[0] = self.observations[-1]
+
     def noise(self, seed: int, first_global_index: int, iteration: int) -> Tensor:
         """Return the action noise of an iteration, (T, N, ...), keyed by each environment's global index."""
         columns = [

@@ -17,17 +17,24 @@ from ppo_mpi_base import builders
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters
-from ppo_mpi_base.gradients import EagerGradients, LossFunction, Objective
+from ppo_mpi_base.gradients import LossFunction, Objective, choose_gradients
 from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.reports import Reports
-from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, minibatch_order
+from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, intercept, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
 from ppo_mpi_base.seeding import MINIBATCHES, generator
 from ppo_mpi_base.storage import Storage
 
 KL_TOLERANCE = 1.5
 """An update is not applied where the KL estimate exceeds this many times `target_kl`."""
+
+EVALUATION_BATCH = 4096
+"""Samples per forward pass over a finished rollout: enough to be fast, few enough for a CNN's activations to fit."""
+SAVE_EVERY = 10
+"""Iterations between two writings of the latest networks."""
+MOST_STATISTICS = 32
+"""Statistics, losses among them, that travel with each gradient."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +71,17 @@ class Worker:
     def __init__(self, config: Config, ranks: Communicator, loss_fn: LossFunction) -> None:
         self.config, self.ranks = config, ranks
         self.device = torch.device(config.device or "cpu")
+        self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
-        self.statistic_names = together(ranks, self._probe_losses)
-        self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=len(self.statistic_names))
+        self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
-        self.gradients = EagerGradients(self.objective, self.flat)
         self.reports = together(ranks, lambda: Reports(config, ranks))
+        self.gradients = choose_gradients(config, self.objective, self.flat, ranks.size, self.reports.tell)
 
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
@@ -86,7 +93,8 @@ class Worker:
         self.idle: frozenset[str] = frozenset()
         self.stopped_by_kl = False
         self.iteration = self.total_steps = 0
-        self._epoch_statistics = np.zeros(len(self.statistic_names) + 1)
+        self.statistic_names: list[str] = []
+        self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None
 
         self.broadcast_parameters()
@@ -94,20 +102,278 @@ class Worker:
         for hook in config.hooks:
             hook.on_start(self)
 
-    def _probe_losses(self) -> list[str]:
-        """Evaluate the losses once on made-up samples, to learn what they are called and that they work."""
-        space = self.environments.observation_space
-        observations = torch.as_tensor(builders.example_observations(space), device=self.device)
-        noise = torch.zeros((2, *self._noise_shape()), device=self.device)
+    def broadcast_parameters(self) -> None:
+        """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
+        for tensor in (self.flat.data, *self._not_trained()):
+            array = tensor.cpu().numpy()
+            self.ranks.broadcast_(array)
+            tensor.copy_(torch.as_tensor(array))
+
+    def _not_trained(self) -> list[Tensor]:
+        frozen = [parameter.data for parameter in self.actor_critic.parameters() if not parameter.requires_grad]
+        return [*frozen, *self.actor_critic.buffers()]
+
+    def rollout(self) -> Rollout:
+        """Step the N environments T times by the current policy, and return what happened, valued by the current networks.
+
+        Observation and reward moments are updated here: the networks see the former ones until the iteration's end.
+        Collective: call on all ranks.
+
+        Raises:
+            TrainingError: an observation or a reward is not finite, on any rank.
+        """
+        config, storage = self.config, self.storage
+        self._collect()
+        builders.checked_together(self.ranks, self._check_finite)
+        self.total_steps += config.rollout_length_per_worker * config.environments_per_rank * self.ranks.size
+
+        rewards = np.sign(storage.rewards) if config.clip_rewards else storage.rewards
+        rollout = self._evaluated(torch.as_tensor(rewards, dtype=torch.get_default_dtype(), device=self.device))
+        if config.normalize_rewards:
+            scaled = self.reward_normalizer.normalize(rollout.rewards.double().cpu().numpy(), storage.done, self.ranks)
+            rollout.rewards.copy_(torch.as_tensor(scaled))
+        for hook in config.hooks:
+            hook.on_rollout(self, rollout)
+        if self.reports.new_best and config.save_location is not None and self.ranks.is_root:
+            # Now, not after the update: these are the networks that earned the score.
+            save_policy(config, "best", self.actor_critic, self.total_steps, self.reports.best_return)
+        if config.external_update_callback is not None:
+            self._external_loss = config.external_update_callback()
+        return rollout
+
+    def _collect(self) -> None:
+        """Fill the storage: the inner loop of all training."""
+        storage, environments, act, seconds = self.storage, self.environments, self.gradients.act, self.reports.seconds
+        noise = storage.noise(self.config.seed, self.first_global_index, self.iteration).to(self.device)
+        observations = torch.as_tensor(storage.observations)
+        episodes = []
+        storage.begin()
+        clock = time.perf_counter
+        for t in range(storage.length):
+            started = clock()
+            actions, sent = act(observations[t].to(self.device), noise[t])
+            storage.actions[t] = actions
+            decided = clock()
+            step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
+            storage.rewards[t], storage.terminated[t], storage.truncated[t] = step.rewards, step.terminated, step.truncated
+            if step.final_observations:
+                storage.keep_final(t, step.final_observations)
+                episodes += step.episodes
+            seconds["inference"] += decided - started
+            seconds["environments"] += clock() - decided
+        self.reports.add_episodes(episodes)
+
+    def _check_finite(self) -> None:
+        if (found := self.storage.first_bad()) is not None:
+            source, t, i = found
+            raise TrainingError(
+                f"{source} is not finite: rank {self.ranks.rank}, environment {self.first_global_index + i}, "
+                f"step {t} of iteration {self.iteration} (total_steps {self.total_steps}); nothing was learned from it"
+            )
+
+    @torch.no_grad()
+    def _evaluated(self, rewards: Tensor) -> Rollout:
+        """Return the rollout with log-probabilities and values, computed in few large batches."""
+        started = time.perf_counter()
+        storage, device = self.storage, self.device
+        rollout = Rollout(
+            observations=torch.as_tensor(storage.observations[:-1]).to(device),
+            actions=storage.actions.to(device),
+            rewards=rewards,
+            terminated=torch.as_tensor(storage.terminated).to(device),
+            truncated=torch.as_tensor(storage.truncated).to(device),
+            log_probs=torch.empty_like(rewards),
+            values=torch.empty_like(rewards),
+            next_values=torch.empty_like(rewards),
+        )
+        flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
+        for start in range(0, rewards.numel(), EVALUATION_BATCH):
+            observations, actions, log_probs, values = (x[start : start + EVALUATION_BATCH] for x in flat)
+            policy, value = self.actor_critic.policy_and_value(observations)
+            log_probs.copy_(policy.log_prob(actions))
+            values.copy_(value)
+        if self.config.rollout_interception_callback is not None:
+            intercept(rollout, self.config.rollout_interception_callback)
+        self._bootstrap(rollout)
+        self.reports.seconds["inference"] += time.perf_counter() - started
+        return rollout
+
+    def _bootstrap(self, rollout: Rollout) -> None:
+        """Fill `next_values`: one forward pass for where the rollout was cut and all final observations of truncations."""
+        storage = self.storage
+        places, finals = list(storage.final_observations), list(storage.final_observations.values())
+        observations = np.concatenate([storage.observations[-1], *(final[None] for final in finals)])
+        values = self.actor_critic.value(torch.as_tensor(observations, device=self.device)).to(rollout.values.dtype)
+        rollout.next_values[:-1] = rollout.values[1:]
+        rollout.next_values[-1] = values[: storage.environments]
+        for (t, i), value in zip(places, values[storage.environments :], strict=True):
+            rollout.next_values[t, i] = value
+
+    def standardize(self, advantages: Tensor) -> Tensor:
+        """Return advantages (T, N) shifted to mean 0 and scaled to standard deviation 1 over ALL ranks.
+
+        Collective: call on all ranks.
+        """
+        values = advantages.double()
+        sums = np.array([values.numel(), values.sum().item()])
+        self.ranks.sum_(sums)
+        mean = sums[1] / sums[0]
+        squares = np.array([(values - mean).square().sum().item()])
+        self.ranks.sum_(squares)
+        std = math.sqrt(squares[0] / sums[0])
+        return ((values - mean) / (std + 1e-8)).to(advantages.dtype)
+
+    def updates(self, rollout: Rollout) -> Iterator[list[Batch]]:
+        """Yield the minibatches of each update: all epochs, until the KL stop has ended them.
+
+        An update is made of `grad_accum` minibatches; the last of an epoch of what is left.
+        """
+        config, n = self.config, self.config.environments_per_rank
+        if self.total_steps <= config.delay_training_for_steps:
+            return
+        first = self.first_global_index
+        generators = [generator(config.seed, MINIBATCHES, first + i, self.iteration) for i in range(n)]
+        between = generator(config.seed, MINIBATCHES, first, self.iteration, 1)
+        self.stopped_by_kl = False
+        for epoch in range(max(self.epochs[name] for name in self.flat.slices)):
+            order = torch.as_tensor(minibatch_order(config.rollout_length_per_worker, generators, between))
+            samples = rollout.shuffled(order.to(self.device))
+            batches = samples.split(config.minibatch_size)
+            self._epoch_statistics = []
+            for start in range(0, len(batches), config.grad_accum):
+                self.idle = self._idle(epoch)
+                if len(self.idle) == len(self.flat.slices):
+                    return
+                update = batches[start : start + config.grad_accum]
+                self._begin_update(update)
+                yield update
+
+    def _idle(self, epoch: int) -> frozenset[str]:
+        """Return the slices that are done for this iteration: their epochs are over, or the policy went far enough."""
+        over = {name for name in self.flat.slices if epoch >= self.epochs[name]}
+        return frozenset(over | {"policy"} if self.stopped_by_kl else over)
+
+    def _begin_update(self, update: list[Batch]) -> None:
+        self.flat.message.zero_()
+        samples = sum(len(batch.advantages) for batch in update)
+        self._per_sample = 1 / (samples * self.ranks.size)
+        if not self.statistic_names:
+            self.statistic_names = builders.checked_together(self.ranks, lambda: self._names_of_statistics(update[0]))
+
+    def _names_of_statistics(self, batch: Batch) -> list[str]:
+        """Evaluate the losses once, to learn what their statistics are called and that they can be used."""
         with torch.no_grad():
-            actions, _ = self.actor_critic.act(observations, noise)
-            log_probs = self.actor_critic.policy(observations).log_prob(actions)
-            zeros = torch.zeros_like(log_probs)
-            batch = Batch(observations, actions, log_probs, zeros, zeros, zeros, {})
             losses, statistics = self.objective.terms(batch, self.coefficients)
         for name, value in {**losses, **statistics}.items():
             if value.shape != ():
                 raise ConfigurationError(f"loss_fn: {name!r} must be a scalar, but has shape {tuple(value.shape)}")
+        if len(statistics) > MOST_STATISTICS:
+            raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")
         if self.config.target_kl > 0 and "kl" not in statistics:
-            raise ConfigurationError(f"target_kl={self.config.target_kl} needs a loss_fn with the statistic 'kl'")
+            raise ConfigurationError(f"target_kl={self.config.target_kl} needs a loss_fn that returns the statistic 'kl'")
         return list(statistics)
+
+    def backward(self, minibatch: Batch) -> None:
+        """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
+        started = time.perf_counter()
+        weight = len(minibatch.advantages) * self._per_sample
+        self.gradients.add(minibatch, self.coefficients, self.idle, weight)
+        self.reports.seconds["learning"] += time.perf_counter() - started
+
+    def allreduce(self) -> dict[str, float]:
+        """Sum gradient and statistics over ranks in one message, and return the statistics. Collective: call on all ranks."""
+        started = time.perf_counter()
+        message = self.flat.message.cpu()
+        self.ranks.sum_(message.numpy())
+        if message is not self.flat.message:
+            self.flat.message.copy_(message)
+        self.reports.seconds["communication"] += time.perf_counter() - started
+        numbers = message[len(self.flat.data) :].tolist()
+        return dict(zip(self.statistic_names, numbers, strict=False))
+
+    def step(self, statistics: dict[str, float]) -> None:
+        """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
+
+        Raises:
+            TrainingError: the gradient is not finite; no parameter has changed.
+        """
+        started = time.perf_counter()
+        self._epoch_statistics.append(statistics)
+        limit = KL_TOLERANCE * self.config.target_kl
+        if limit > 0 and statistics["kl"] > limit:
+            self.stopped_by_kl = True
+        names = [n for n in self.flat.slices if n not in self.idle and not (n == "policy" and self.stopped_by_kl)]
+        norms = {name: self.flat.norm(name) for name in names}
+        if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
+            raise TrainingError(
+                f"gradient or loss is not finite in iteration {self.iteration} (total_steps {self.total_steps}): "
+                f"norms {norms}, statistics {statistics}; no parameter was changed"
+            )
+        for name in names:
+            self.flat.clip_(name, norms[name], self.gradient_limits[name])
+            self.optimizer.step(name, self.learning_rates[name])
+        self.reports.seconds["learning"] += time.perf_counter() - started
+
+    def finish_iteration(self, rollout: Rollout) -> None:
+        """Update normalization and schedules, run hooks, write logs and networks. Collective: call on all ranks."""
+        config = self.config
+        self.iteration += 1
+        if config.normalize_observations:
+            seen = self.storage.observations[:-1]
+            self.observation_moments.update(seen.reshape(-1, *seen.shape[2:]), self.ranks)
+            self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
+        row = self._row(rollout)
+        self._anneal()
+        for hook in config.hooks:
+            hook.on_iteration(self, row)
+        over = self.total_steps >= config.total_steps
+        self.reports.write(row)
+        if config.save_location is not None and self.ranks.is_root and (over or self.iteration % SAVE_EVERY == 0):
+            save_policy(config, "latest", self.actor_critic, self.total_steps, self.reports.episode_return)
+        self.storage.start_next()
+
+    def _anneal(self) -> None:
+        """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
+        left = max(0.0, 1 - self.total_steps / self.config.total_steps)
+        if self.config.anneal_lr:
+            self.learning_rates = {"policy": self.config.pi_lr * left, "value": self.config.vf_lr * left}
+        if self.config.anneal_clip_ratio:
+            self.coefficients["clip_ratio"].fill_(self.config.clip_ratio * left)
+
+    def _row(self, rollout: Rollout) -> dict[str, float]:
+        """Return the iteration's row of the logs, equal on all ranks; losses are means over the last epoch."""
+        last_epoch = self._epoch_statistics
+        row = {
+            "total_steps": self.total_steps,
+            "iteration": self.iteration,
+            **self.reports.episodes_row(),
+            **{name: sum(s[name] for s in last_epoch) / len(last_epoch) for name in (last_epoch[0] if last_epoch else ())},
+            "explained_variance": explained_variance(rollout.values, rollout.returns, self.ranks),
+            **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
+            **self.reports.times_row(self.total_steps),
+        }
+        if self._external_loss is not None:
+            row["external_loss"] = float(self._external_loss)
+        return row
+
+    def result(self) -> Result:
+        """Close what the run opened, and return how it went. Collective: call on all ranks."""
+        curve = self.reports.finish(self.config.save_location)
+        reports = self.reports
+        return Result(
+            self.total_steps, reports.best_return, reports.episode_return, self.config.save_location, str(curve)
+        )
+
+
+@contextmanager
+def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
+    """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
+    ranks = world()
+    with fail_together(ranks):
+        if (threads := default_threads(ranks)) is not None:
+            torch.set_num_threads(threads)
+        worker = Worker(config, ranks, loss_fn)
+        try:
+            yield worker
+        finally:
+            worker.environments.close()

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Writing files so that they appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ppo_mpi_base.errors import ConfigurationError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, force it to the disk and rename it: a kill at any moment leaves the old file or the new."""
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def make_directory(argument: str, path: str) -> None:
+    """Make a directory where it is missing, and write a file there once.
+
+    Raises:
+        ConfigurationError: it cannot be made or written; the message names the argument.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{argument}={path!r} cannot be written ({error.strerror}): choose another directory") from error

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Networks of torch's own layers as plain data, so that a saved policy needs neither code of the user's nor a pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ppo_mpi_base.networks import Scaled
+
+# What is needed to build each layer anew, besides its weights: the names are both attributes and constructor arguments.
+LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv1d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
+    nn.LayerNorm: ("normalized_shape", "eps"),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Dropout: ("p",),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.ELU: ("alpha",),
+    nn.GELU: ("approximate",),
+    nn.Softplus: ("beta", "threshold"),
+    nn.Tanh: (),
+    nn.ReLU: (),
+    nn.SiLU: (),
+    nn.Sigmoid: (),
+    nn.Identity: (),
+    Scaled: ("factor",),
+}
+BY_NAME = {kind.__name__: kind for kind in LAYERS}
+WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def describe(network: nn.Module) -> dict[str, Any] | None:
+    """Return a network of these layers, in `nn.Sequential` at any depth, as data for JSON; None if it has any other."""
+    if type(network) is nn.Sequential:
+        parts = [describe(layer) for layer in network]
+        return None if None in parts else {"layer": "Sequential", "parts": parts}
+    names = LAYERS.get(type(network))
+    if names is None:
+        return None
+    description = {"layer": type(network).__name__, **{name: getattr(network, name) for name in names}}
+    if isinstance(network, WITH_BIAS):
+        description["bias"] = network.bias is not None
+    return description
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """Return the network of a description by `describe`, with new weights."""
+    arguments = {name: tuple(x) if isinstance(x, list) else x for name, x in description.items() if name != "layer"}
+    if description["layer"] == "Sequential":
+        return nn.Sequential(*(build(part) for part in arguments["parts"]))
+    return BY_NAME[description["layer"]](**arguments)

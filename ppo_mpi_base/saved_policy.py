@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Policies on disk: safetensors with JSON beside them, and back to a callable without MPI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from ppo_mpi_base import layers
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
+
+FORMAT = 1
+
+
+def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_steps: int, episode_return: float) -> None:
+    """Write `which`.safetensors and `which`.json into `config.save_location`; on rank 0 only."""
+    directory = Path(config.save_location or ".")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in actor_critic.state_dict().items()}
+    description = {
+        "format": FORMAT,
+        "total_steps": total_steps,
+        "episode_return": episode_return if np.isfinite(episode_return) else None,
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "observation_space": describe_space(actor_critic.observation_space),
+        "action_space": describe_space(actor_critic.action_space),
+        "normalize_observations": config.normalize_observations,
+        "policy_kwargs": {name: repr(value) for name, value in config.policy_kwargs.items()},
+        "network": layers.describe(actor_critic.network),
+        "gives_value": actor_critic.value_network is None,
+    }
+    # The description first: tensors without it could not be loaded, while an older description fits newer tensors.
+    write_whole(directory / f"{which}.json", json.dumps(description, indent=1).encode())
+    write_whole(directory / f"{which}.safetensors", safetensors.torch.save(tensors))
+
+
+def load_policy(
+    save_location: str | Path,
+    which: Literal["best", "latest"] = "best",
+    *,
+    network_fn: Callable[..., nn.Module] | None = None,
+    policy_kwargs: dict[str, Any] | None = None,
+    deterministic: bool = True,
+    seed: int = 0,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the saved policy as a function observation -> action, for one environment's observations.
+
+    Args:
+        save_location: the directory that was given to `PPO()`.
+        which: the networks that earned the best mean return, or the latest. "best" falls back to the latest where no
+            episode ever ended.
+        network_fn: builds the policy network, as for `PPO()`. Not needed where the network is made of torch's own
+            layers in `nn.Sequential`, or is one of `ppo_mpi_base.networks`.
+        policy_kwargs: for `network_fn`.
+        deterministic: the most probable action, or a sampled one.
+        seed: of the sampling.
+
+    Raises:
+        ConfigurationError: files are missing or damaged, or `network_fn` is needed or does not fit them.
+    """
+    directory = Path(save_location)
+    if which == "best" and not (directory / "best.safetensors").exists():
+        which = "latest"
+    description, tensors = _read(directory, which)
+    observation_space, action_space = (make_space(description[f"{kind}_space"]) for kind in ("observation", "action"))
+    if network_fn is not None:
+        network = network_fn(observation_dim(observation_space), action_dim(action_space), **(policy_kwargs or {}))
+    elif description["network"] is not None:
+        network = layers.build(description["network"])
+    else:
+        raise ConfigurationError(
+            f"load_policy: {directory} holds a network of your own class: give the function that builds it, as "
+            f"load_policy({str(save_location)!r}, network_fn=...)"
+        )
+    # Values are not needed to act; a stand-in says that the network does not give them.
+    actor_critic = ActorCritic(
+        network,
+        None if description["gives_value"] else nn.Identity(),
+        observation_space,
+        action_space,
+        normalize_observations=description["normalize_observations"],
+    ).to(getattr(torch, description["dtype"]))
+    wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_network.")}
+    try:
+        actor_critic.load_state_dict(wanted)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"load_policy: the network does not fit {directory / which}.safetensors: {reason}") from error
+    return _as_function(actor_critic, deterministic, np.random.default_rng(seed))
+
+
+def _as_function(
+    actor_critic: ActorCritic, deterministic: bool, generator: np.random.Generator
+) -> Callable[[np.ndarray], np.ndarray]:
+    actor_critic.eval()
+
+    @torch.no_grad()
+    def policy(observation: np.ndarray) -> np.ndarray:
+        distribution = actor_critic.policy(torch.as_tensor(np.asarray(observation)[None]))
+        if deterministic:
+            action = distribution.mode()
+        else:
+            noise = action_noise(actor_critic.action_space, generator, 1)
+            action = distribution.sample(torch.as_tensor(noise, dtype=torch.get_default_dtype()))
+        return actor_critic.to_environment(action)[0].numpy()
+
+    return policy
+
+
+def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    path = directory / which
+    try:
+        description = json.loads((directory / f"{which}.json").read_bytes())
+        tensors = safetensors.torch.load((directory / f"{which}.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"load_policy: there is no {error.filename}: was a policy saved there?") from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ConfigurationError(f"load_policy: {path}.json or .safetensors is damaged: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else None
+        raise ConfigurationError(f"load_policy: {path}.json has format {found!r}, and this version reads {FORMAT}")
+    return description, tensors
+
+
+def describe_space(space: gymnasium.Space) -> dict[str, Any]:
+    """Return what JSON can hold of a Box or Discrete space."""
+    if isinstance(space, Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    bounds = {"low": space.low, "high": space.high}
+    # JSON has no infinity: numbers as text keep all of them exactly.
+    return {
+        "kind": "Box",
+        "shape": list(space.shape),
+        "dtype": str(space.dtype),
+        **{
+            name: repr(x.flat[0].item()) if (x == x.flat[0]).all() else [repr(v) for v in x.ravel().tolist()]
+            for name, x in bounds.items()
+        },
+    }
+
+
+def make_space(description: dict[str, Any]) -> gymnasium.Space:
+    """Return the space of a description by `describe_space`."""
+    if description["kind"] == "Discrete":
+        return Discrete(description["n"], start=description["start"])
+    shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+    low, high = (np.array(description[name], dtype=float) for name in ("low", "high"))  # one number for all, or each
+    return Box(
+        np.broadcast_to(low.reshape(shape if low.ndim else ()), shape).astype(dtype),
+        np.broadcast_to(high.reshape(shape if high.ndim else ()), shape).astype(dtype),
+        shape,
+        dtype.type,
+    )

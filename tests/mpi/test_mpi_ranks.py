@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""Several ranks: what they sum and agree on, and that all of them end when one fails, whatever the others do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mpi.launch import launch
+
+COLLECTIVES = """
+import os
+import sys
+import time
+
+import numpy as np
+
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.mpi import default_threads, fail_together, world
+
+communicator = world()
+rank, size = communicator.rank, communicator.size
+ranks = range(size)
+assert size == int(sys.argv[1]) and communicator.is_root == (rank == 0) and world() is communicator
+assert (communicator.local_rank, communicator.local_size) == (rank, size)
+cores = os.sched_getaffinity(0)
+assert communicator.local_cores == len(cores)
+assert default_threads(communicator) == max(1, len(cores) // size)
+
+
+def data(dtype, of):  # every rank can make every rank's array
+    return (1e3 * np.random.default_rng(of).standard_normal((3, 5_001))).astype(dtype)
+
+
+for dtype in (np.float32, np.float64, np.int64):
+    everyone = np.stack([data(dtype, of) for of in ranks])
+    array = data(dtype, rank)
+    view = array[1:]
+    communicator.sum_(view)
+    np.testing.assert_allclose(view, everyone[:, 1:].sum(0), rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(array[0], everyone[rank, 0])
+    assert len(set(communicator.gather_all(array[1:].tobytes()))) == 1, "ranks differ in a bit"
+    array = data(dtype, rank)
+    communicator.min_(array)
+    np.testing.assert_array_equal(array, everyone.min(0))
+    array = data(dtype, rank)
+    communicator.broadcast_(array)
+    np.testing.assert_array_equal(array, everyone[0])
+array = data(np.float32, rank)
+communicator.mean_(array)
+np.testing.assert_allclose(array, np.mean([data(np.float32, of) for of in ranks], axis=0), rtol=1e-5, atol=1e-3)
+
+values = [(-1.0) ** of * of for of in ranks]
+assert communicator.max(values[rank]) == max(values) and communicator.min(values[rank]) == min(values)
+for culprit in ranks:
+    value = np.nan if rank == culprit else values[rank]
+    assert np.isnan(communicator.max(value)) and np.isnan(communicator.min(value))
+assert communicator.gather_all({"rank": rank}) == [{"rank": of} for of in ranks]
+
+start = time.monotonic()
+if rank == size - 1:
+    time.sleep(0.3)
+communicator.barrier()
+assert time.monotonic() - start > 0.25
+
+communicator.raise_together(None)
+if size > 1:
+    for kind, shared_kind in ((ConfigurationError, ConfigurationError), (TrainingError, TrainingError),
+                              (KeyError, RuntimeError)):
+        error = kind(f"by {rank}") if rank > 0 else None
+        try:
+            communicator.raise_together(error)
+        except Exception as shared:
+            assert type(shared) is shared_kind and shared.collective
+            assert "by 1" in str(shared) and "by 2" not in str(shared)
+        else:
+            raise AssertionError("nothing raised")
+else:
+    assert "mpi4py.MPI" not in sys.modules
+print("good\\n", end="")
+"""
+
+START = """
+import sys
+import threading
+import time
+
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.mpi import fail_together, world
+
+communicator = world()
+rank = communicator.rank
+
+
+def wait():  # in a collective, which nothing but the end of the process ends
+    communicator.barrier()
+    time.sleep(60)
+
+
+def fail(text="boom"):
+    raise ValueError(text)
+
+
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_collectives(ranks: int) -> None:
+    done = launch(COLLECTIVES, ranks, str(ranks))
+    assert done.code == 0, done.stderr
+    assert done.stdout.split() == ["good"] * ranks
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("if rank == 2: fail()\nwait()", id="the others in a collective"),
+        pytest.param("if rank == 2: fail()\ntime.sleep(60)", id="the others asleep"),
+        pytest.param("if rank == 2: fail()", id="the others done"),
+        pytest.param(
+            "threading.Thread(target=time.sleep, args=(60,)).start()\nif rank == 2: fail()\nwait()", id="a live thread"
+        ),
+        pytest.param(
+            "def train():\n"
+            "    with fail_together(communicator):\n"
+            "        threading.Thread(target=time.sleep, args=(60,)).start()\n"
+            "        if rank == 2: fail()\n"
+            "        wait()\n"
+            "try:\n    train()\nfinally:\n    wait()",
+            id="in a block, under a finally",
+        ),
+        pytest.param("sys.excepthook = sys.__excepthook__\nif rank == 2: fail()\nwait()", id="under another hook"),
+    ],
+)
+def test_a_failing_rank_ends_all(body: str) -> None:
+    done = launch(START + body, 4)
+    assert done.code != 0
+    assert done.seconds < 10
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert done.stderr.count("raise ValueError(text)\n") == 1
+    assert done.stderr.count("ValueError: boom\n") == 1
+    assert "in <module>" in done.stderr, "the traceback does not start in the script"
+    if "__excepthook__" not in body:
+        assert "[rank 2] ValueError: boom\n" in done.stderr
+
+
+def test_a_failure_before_the_first_use_ends_all() -> None:
+    script = (
+        "import time, ppo_mpi_base.mpi\nfrom mpi4py import MPI\n"
+        "if MPI.COMM_WORLD.rank == 1: raise OSError('no file')\ntime.sleep(60)"
+    )
+    done = launch(script, 2)
+    assert done.code != 0
+    assert done.seconds < 10
+    assert done.stderr.count("[rank 1] OSError: no file\n") == done.stderr.count("Traceback") == 1
+
+
+def test_ranks_that_fail_at_the_same_moment_speak_once() -> None:
+    done = launch(START + "with fail_together(communicator):\n    if rank > 0: fail(f'from {rank}')\n    wait()", 4)
+    assert done.code != 0
+    assert done.seconds < 10
+    assert done.stderr.count("Traceback") == done.stderr.count("ValueError: from") == 1
+    assert "[rank 1] ValueError: from 1\n" in done.stderr
+    done = launch(START + "with fail_together(communicator):\n    raise ConfigurationError('lam=2: too large')", 4)
+    assert done.code != 0
+    assert done.stderr.splitlines()[0] == "ConfigurationError: lam=2: too large"
+    assert done.stderr.count("lam=2") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_error_raised_together_is_told_by_rank_0(guarded: bool) -> None:
+    begin = START + ("with fail_together(communicator):\n" if guarded else "if True:\n")
+    done = launch(begin + "    communicator.raise_together(ConfigurationError(f'on {rank}') if rank > 1 else None)", 4)
+    assert done.code != 0
+    assert done.seconds < 10
+    assert done.stderr.splitlines()[0] == "ConfigurationError: on 2"
+    assert done.stderr.count("ConfigurationError") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unexpected_error_raised_together_shows_its_ranks_traceback() -> None:
+    body = (
+        "error = None\ntry:\n    if rank == 3: fail()\nexcept ValueError as caught:\n    error = caught\n"
+        "with fail_together(communicator):\n    communicator.raise_together(error)"
+    )
+    done = launch(START + body, 4)
+    assert done.code != 0
+    assert done.seconds < 10
+    assert done.stderr.count("RuntimeError: rank 3 failed:\n") == 1
+    assert done.stderr.count("in fail\n") == done.stderr.count("ValueError: boom\n") == 1
+
+
+def test_sys_exit_on_one_rank_ends_all() -> None:
+    outside = launch(START + "if rank == 1: sys.exit(7)\nwait()", 4)
+    assert outside.code == 7
+    assert outside.seconds < 10
+    inside = launch(START + "with fail_together(communicator):\n    if rank == 1: sys.exit(0)\n    wait()", 4)
+    assert inside.code != 0
+    assert inside.seconds < 10
+    assert inside.stderr.count("[rank 1] SystemExit: 0\n") == 1
+    together = launch(START + "sys.exit(0)", 4)
+    assert (together.code, together.stderr) == (0, "")
+
+
+def test_the_last_lines_are_not_lost() -> None:
+    body = "print('printed on', rank, flush=(rank != 2))\nif rank == 2: fail('x' * 5000)\nwait()"
+    for _ in range(3):
+        done = launch(START + body, 4)
+        assert "printed on 2" in done.stdout
+        assert "x" * 5000 in done.stderr
+
+
+def test_children_of_a_rank_are_no_ranks() -> None:
+    script = """
+import multiprocessing, os, subprocess, sys
+from ppo_mpi_base.mpi import fail_together, world
+
+def work(queue):
+    with fail_together(world()):
+        queue.put(True)
+        raise OSError("in a child")
+
+if __name__ == "__main__":
+    communicator = world()
+    for method in ("spawn", "forkserver", "fork"):
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        child = context.Process(target=work, args=(queue,))
+        child.start()
+        assert queue.get(timeout=20)
+        child.join()
+        assert child.exitcode == 1
+    show = "from ppo_mpi_base.mpi import world; print(world().size)"
+    assert subprocess.run([sys.executable, "-c", show], capture_output=True, timeout=20).stdout.split() == [b"1"]
+    if os.fork() == 0:
+        raise OSError("in a forked child")
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+    communicator.barrier()
+    print(f"good\\n", end="")
+"""
+    done = launch(script, 2, timeout=30)
+    assert done.code == 0, done.stderr
+    assert done.stdout.split() == ["good", "good"]
+    assert done.stderr.count("OSError: in a") == 8
+
+
+def test_a_launcher_without_an_mpi_library_is_told_once() -> None:
+    done = launch(START, 2, env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
+    assert done.code != 0
+    assert done.seconds < 10
+    [line] = done.stderr.splitlines()
+    assert line.startswith("ConfigurationError: PMI_SIZE=2: ")
+    assert "pip install mpi4py mpich" in line

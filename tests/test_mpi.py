@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""One rank: the stand-in needs no MPI, and a launcher that cannot work is told from none at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
+from tests.mpi.launch import Finished, run
+
+SHOW = (
+    "import sys; from ppo_mpi_base.mpi import world; c = world(); print(c.rank, c.size, 'mpi4py.MPI' in sys.modules)\n"
+)
+
+
+def python(text: str, **variables: str) -> Finished:
+    """Run a program in a fresh interpreter, with these of a launcher's variables and no others."""
+    return run([], text, env=variables)
+
+
+def test_one_rank_changes_nothing() -> None:
+    communicator = Communicator()
+    assert (communicator.rank, communicator.size, communicator.is_root) == (0, 1, True)
+    assert (communicator.local_rank, communicator.local_size) == (0, 1)
+    array = np.array([1.5, np.nan, -2.0])
+    for method in (communicator.sum_, communicator.mean_, communicator.min_, communicator.broadcast_):
+        method(array)
+        np.testing.assert_array_equal(array, [1.5, np.nan, -2.0])
+    assert communicator.max(-3.0) == communicator.min(-3.0) == -3.0
+    value = object()
+    assert communicator.gather_all(value) == [value]
+    communicator.barrier()
+    assert world() is world()
+
+
+def test_one_rank_lets_exceptions_pass_untouched() -> None:
+    communicator, error = Communicator(), ConfigurationError("gamma=2: must be in [0, 1]")
+    communicator.raise_together(None)
+    with pytest.raises(ConfigurationError) as raised, fail_together(communicator):
+        communicator.raise_together(error)
+    assert raised.value is error
+    assert not hasattr(error, "collective")
+    for leave in (SystemExit(0), KeyboardInterrupt()):
+        with pytest.raises(type(leave)) as left, fail_together(communicator):
+            raise leave
+        assert left.value is leave
+    assert sys.excepthook is sys.__excepthook__ or "ppo_mpi_base" not in sys.excepthook.__module__
+
+
+def test_threads_are_this_ranks_share_of_the_cores_it_may_use() -> None:
+    show = "from ppo_mpi_base.mpi import *; print(default_threads(world()))"
+    assert python(show).stdout.strip() == str(len(os.sched_getaffinity(0)))
+    assert python("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + show).stdout.strip() == "1"
+    assert python(show, OMP_NUM_THREADS="7").stdout.strip() == "None"
+    assert python(show, MKL_NUM_THREADS="7").stdout.strip() == "None"
+    crowd = Communicator()
+    crowd.local_size = 1000
+    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
+        assert default_threads(crowd) == 1
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"PMI_SIZE": "1", "PMI_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+        # The shells of `salloc` and `sbatch` for 4 tasks, in which a plain `python` is one rank.
+        {"SLURM_NTASKS": "4", "SLURM_NPROCS": "4"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        # mpiexec for one process, that Slurm's srun started with one helper on each of two hosts.
+        {"PMI_SIZE": "1", "PMI_RANK": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+    ],
+)
+def test_one_process_is_one_rank_and_never_loads_mpi(variables: dict[str, str]) -> None:
+    done = python(SHOW, **variables)
+    assert (done.code, done.stdout.split(), done.stderr) == (0, ["0", "1", "False"], "")
+
+
+def test_one_rank_needs_neither_mpi4py_nor_a_library() -> None:
+    assert python("import sys; sys.modules['mpi4py'] = None\n" + SHOW).stdout.split() == ["0", "1", "False"]
+    assert python(SHOW, MPI4PY_LIBMPI="/nowhere/libmpi.so").stdout.split() == ["0", "1", "False"]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+        {"PMI_SIZE": "4", "PMI_RANK": "0"},
+        {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "0"},
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+        {"PMIX_RANK": "0"},
+    ],
+)
+@pytest.mark.parametrize("lacking", ["mpi4py", "library"])
+def test_several_processes_without_mpi_stop_with_one_line(variables: dict[str, str], lacking: str) -> None:
+    if lacking == "mpi4py":
+        done = python("import sys; sys.modules['mpi4py'] = None\n" + SHOW, **variables)
+    else:
+        pytest.importorskip("mpi4py")
+        done = python(SHOW, MPI4PY_LIBMPI="/nowhere/libmpi.so", **variables)
+    assert done.code == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    name, value = next(iter(variables.items()))
+    assert line.startswith(f"ConfigurationError: {name}={value}: ")
+    assert "pip install mpi4py mpich" in line
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},  # srun without MPI support
+        {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},  # Open MPI's mpiexec
+    ],
+)
+def test_the_launcher_of_another_mpi_stops_with_one_line(variables: dict[str, str]) -> None:
+    if not Path(sys.executable).with_name("mpichversion").exists():
+        pytest.skip("for MPICH's library: pip install mpich mpi4py")
+    done = python(SHOW, **variables)
+    assert done.code == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    name = next(iter(variables))
+    assert line.startswith(f"ConfigurationError: {name}=4: ")
+    assert f"start them by {Path(sys.executable).with_name('mpiexec')}, or unset {name}" in line

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Tests of the learning curve, read back from the figures that it writes."""
+
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.image import imread
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.plot import learning_curve
+
+
+def write_csv(path, steps, returns):
+    rows = "".join(f"{s},0.5,{r}\n" for s, r in zip(steps, returns, strict=True))
+    path.write_text(f"total_steps,kl,episode_return\n{rows}")
+    return path
+
+
+def curve(svg):
+    """Return the blue lines of an SVG file: a list of arrays (points, 2), y upwards."""
+    path = re.search(r'<path d="([^"]*)"[^>]*style="[^"]*stroke: #0072b2; stroke-width: 1.4', svg)
+    pieces = path.group(1).split("M")[1:] if path else []
+    return [np.array(re.findall(r"([\d.-]+) ([\d.-]+)", piece), dtype=float) * (1, -1) for piece in pieces]
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def blue_pixels(png):
+    red, green, blue = imread(png)[..., :3].transpose(2, 0, 1)
+    return int(((blue > 0.6) & (red < 0.2) & (green < 0.6)).sum())
+
+
+def test_the_curve_goes_through_every_row(tmp_path):
+    steps, returns = [1000, 3000, 4000, 10_000], [-10.0, 30.0, 20.0, 90.0]
+    svg = learning_curve(write_csv(tmp_path / "progress.csv", steps, returns), tmp_path / "curve.svg").read_text()
+    (points,) = curve(svg)
+    # The axes are linear: where a point lies between the first and the last is where its numbers lie.
+    relative = (points - points[0]) / (points[-1] - points[0])
+    np.testing.assert_allclose(relative, np.transpose([[0, 2 / 9, 3 / 9, 1], [0, 0.4, 0.3, 1]]), atol=1e-5)
+
+
+def test_unknown_returns_leave_a_gap(tmp_path):
+    returns = [np.nan, np.nan, 1.0, 2.0, np.nan, np.inf, 3.0, 4.0, 5.0]
+    path = write_csv(tmp_path / "progress.csv", range(9), returns)
+    assert [len(piece) for piece in curve(learning_curve(path, tmp_path / "curve.svg").read_text())] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "last, labels",
+    [
+        (1_003_520, ["0", "0.2M", "0.4M", "0.6M", "0.8M", "1M"]),
+        (8_000, ["0", "2k", "4k", "6k", "8k"]),
+        (2_000_000_000, ["0", "0.5B", "1B", "1.5B", "2B"]),
+        (40, ["0", "10", "20", "30", "40"]),
+    ],
+)
+def test_steps_are_labelled_in_thousands_or_millions(tmp_path, last, labels):
+    path = write_csv(tmp_path / "progress.csv", [last // 2, last], [-2000.0, 3000.0])
+    found = texts(learning_curve(path, tmp_path / "curve.svg").read_text())
+    assert found[: found.index("Agent steps")] == labels
+    assert {"\N{MINUS SIGN}2,000", "0", "3,000", "Episode return (mean of last 100)"} <= set(found)
+
+
+def test_a_long_noisy_run_is_a_png_of_a_few_hundred_dots_per_inch(tmp_path):
+    rng = np.random.default_rng(0)
+    returns = np.concatenate([np.full(5, np.nan), 5000 * np.linspace(0, 1, 485) ** 0.5 + rng.normal(0, 100, 485)])
+    csv = write_csv(tmp_path / "progress.csv", 2048 * np.arange(1, 491), returns)
+    png = learning_curve(csv, tmp_path / "curve.png")
+    assert png == tmp_path / "curve.png" and png.read_bytes().startswith(b"\x89PNG")
+    assert imread(png).shape[:2] == (620, 1000)
+    assert blue_pixels(png) > 2000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "progress.csv"]
+
+
+@pytest.mark.parametrize("steps, returns", [([2048], [1.0]), (range(60), [*[np.nan] * 10, 1.0, *[np.nan] * 49])])
+def test_a_single_known_return_is_seen(tmp_path, steps, returns):
+    png = learning_curve(write_csv(tmp_path / "progress.csv", steps, returns), tmp_path / "curve.png")
+    assert 30 < blue_pixels(png) < 300
+
+
+def test_dots_mark_a_few_rows_and_not_many(tmp_path):
+    def dots(rows):
+        path = write_csv(tmp_path / "progress.csv", range(rows), range(rows))
+        return learning_curve(path, tmp_path / "curve.svg").read_text().count('style="fill: #0072b2')
+
+    assert dots(2) == 2
+    assert dots(490) == 0
+
+
+@pytest.mark.parametrize(
+    "rows", ["", "total_steps,episode_return\n", "total_steps,episode_return\n2048,nan\n4096,nan\n"]
+)
+def test_a_run_without_an_ended_episode_says_so(tmp_path, rows):
+    (tmp_path / "progress.csv").write_text(rows)
+    svg = learning_curve(tmp_path / "progress.csv", tmp_path / "curve.svg").read_text()
+    assert "no episode has ended yet" in texts(svg)
+    assert not curve(svg)
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path):
+    path = write_csv(tmp_path / "progress.csv", [1000, 2000, 3000], [1.0, 2.0, 3.0])
+    with path.open("a") as file:
+        file.write("4000,0.5,4")
+    (points,) = curve(learning_curve(path, tmp_path / "curve.svg").read_text())
+    assert len(points) == 3
+
+
+def test_a_path_without_an_ending_is_a_png(tmp_path):
+    path = learning_curve(write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0]), tmp_path / "curve")
+    assert path == tmp_path / "curve" and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pdf_fonts_are_ones_that_journals_take(tmp_path):
+    path = learning_curve(write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0]), tmp_path / "curve.pdf")
+    assert b"/Type3" not in path.read_bytes() and b"/CIDFontType2" in path.read_bytes()
+
+
+def test_the_users_own_matplotlib_stays_as_it_is(tmp_path):
+    before = (dict(matplotlib.rcParams), pyplot.get_fignums())
+    learning_curve(write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0]), tmp_path / "curve.png")
+    assert (dict(matplotlib.rcParams), pyplot.get_fignums()) == before
+
+
+@pytest.mark.parametrize("text", [None, "total_steps,kl\n1,2\n", "total_steps,episode_return\n1,high\n", "a\n\0\n"])
+def test_a_file_that_is_no_progress_csv_is_named(tmp_path, text):
+    path = tmp_path / "progress.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigurationError, match="^csv_path='.*progress.csv' is no progress.csv") as caught:
+        learning_curve(path, tmp_path / "curve.png")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*curve*"))
+
+
+@pytest.mark.parametrize("name", ["missing/curve.png", "curve.docx"])
+def test_a_figure_that_cannot_be_written_is_named(tmp_path, name):
+    csv = write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0])
+    with pytest.raises(ConfigurationError, match=f"^png_path='.*{name}' cannot be written") as caught:
+        learning_curve(csv, tmp_path / name)
+    assert "\n" not in str(caught.value)
