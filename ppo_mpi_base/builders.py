@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 
 def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
-    """Build something on each rank; a `ConfigurationError` or `TrainingError` on any of them is raised on all. Collective: call on all ranks."""
+    """Build something on each rank; a `ConfigurationError` or `TrainingError` on any of them is raised on all.
+
+    Collective: call on all ranks.
+    """
     built: T | None = None
     error: Exception | None = None
     try:
@@ -45,7 +48,9 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
     if config.make_vec_env_fn is not None:
         made = config.make_vec_env_fn(config.env_fn, n, **config.env_kwargs)
         if not isinstance(made, gymnasium.vector.VectorEnv):
-            raise ConfigurationError(f"make_vec_env_fn must return a gymnasium.vector.VectorEnv, not {type(made).__name__}")
+            raise ConfigurationError(
+                f"make_vec_env_fn must return a gymnasium.vector.VectorEnv, not {type(made).__name__}"
+            )
         if made.num_envs != n:
             raise ConfigurationError(f"make_vec_env_fn returned {made.num_envs} environments for num_environments={n}")
     else:
@@ -69,7 +74,9 @@ def check_equal_spaces(environments: Environments, ranks: Communicator) -> None:
     first = ranks.gather_all(mine)[0]
     for name, space, wanted in zip(("observation", "action"), mine, first, strict=True):
         if space != wanted:
-            raise ConfigurationError(f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {wanted}")
+            raise ConfigurationError(
+                f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {wanted}"
+            )
 
 
 def build_networks(config: Config, environments: Environments, device: torch.device) -> ActorCritic:

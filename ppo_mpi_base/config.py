@@ -71,7 +71,7 @@ class Config:
     env_fn: Callable[..., gymnasium.Env]
     """Builds one environment, all wrappers applied: `env_fn(**env_kwargs)`."""
     network_fn: Callable[..., torch.nn.Module]
-    """Builds the policy network, observations -> action means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`."""
+    """Builds the policy network, observations -> means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`."""
     value_network_fn: Callable[..., torch.nn.Module] | None = None
     """Builds the value network, observations -> (B, 1) or (B,): `value_network_fn(obs_dim, **critic_kwargs)`. None: the
     policy network gives both, as a tuple (means or logits, values), and is trained as one."""
@@ -144,7 +144,7 @@ class Config:
     Usual: 0.01 to 0.05."""
 
     orthogonal_init: bool = False
-    """Initialize linear and convolutional layers orthogonally (gain sqrt 2), the policy's last one by 0.01, the value's by 1."""
+    """Initialize layers orthogonally with gain sqrt 2, the policy's last one with 0.01, the value's last one with 1."""
     initial_log_std: Finite = 0.0
     """Logarithm of the Gaussian policy's standard deviation at the start."""
 
@@ -184,19 +184,23 @@ class Config:
             object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
         if self.num_environments is not None and not self.use_vectorized_envs:
             raise ConfigurationError(
-                f"num_environments={self.num_environments} needs use_vectorized_envs=True (without it, each rank steps one)"
+                f"num_environments={self.num_environments} needs use_vectorized_envs=True: "
+                "without it, each rank steps one"
             )
         if self.use_vectorized_envs and self.num_environments is None:
             raise ConfigurationError("use_vectorized_envs=True needs num_environments, the number per rank, such as 8")
         if self.make_vec_env_fn is not None and not self.use_vectorized_envs:
             raise ConfigurationError("make_vec_env_fn needs use_vectorized_envs=True and num_environments")
         if self.obs_space_override is not None and self.state_processing_hook is None:
-            raise ConfigurationError("obs_space_override describes what state_processing_hook returns, and that is missing")
+            raise ConfigurationError(
+                "obs_space_override describes what state_processing_hook returns, and that is missing"
+            )
         samples = self.rollout_length_per_worker * self.environments_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(
                 f"train_batch_size={self.train_batch_size} is larger than a rank's rollout of {samples} samples "
-                f"({self.rollout_length_per_worker} steps x {self.environments_per_rank} environments): choose at most {samples}"
+                f"({self.rollout_length_per_worker} steps x {self.environments_per_rank} environments): "
+                f"choose at most {samples}"
             )
 
     @property
@@ -219,10 +223,11 @@ class Config:
 
 
 def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config], R]], Callable[P, R]]:
-    """Give a function of one `Config` the config's own keywords as its signature, for people, editors and type checkers."""
+    """Give a function of one `Config` the config's keywords as its signature, for people, editors and type checkers."""
 
     def decorate(function: Callable[[Config], R]) -> Callable[P, R]:
         known = [item.name for item in dataclasses.fields(Config)]
+
         @functools.wraps(function)
         def with_keywords(*args: P.args, **keywords: P.kwargs) -> R:
             if args:
@@ -230,7 +235,9 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
             for name in keywords:
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1)
-                    raise ConfigurationError(f"unknown keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+                    raise ConfigurationError(
+                        f"unknown keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+                    )
             for name, remedy in REQUIRED.items():
                 if keywords.get(name) is None:
                     raise ConfigurationError(f"{name} is missing: give {remedy}")

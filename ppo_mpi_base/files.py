@@ -11,7 +11,7 @@ from ppo_mpi_base.errors import ConfigurationError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, force it to the disk and rename it: a kill at any moment leaves the old file or the new."""
+    """Write a file beside its place, force it to the disk and rename it: a kill leaves the old file or the new one."""
     beside = path.with_name(f".{path.name}.part")
     with beside.open("wb") as file:
         file.write(content)
@@ -31,4 +31,6 @@ def make_directory(argument: str, path: str) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ConfigurationError(f"{argument}={path!r} cannot be written ({error.strerror}): choose another directory") from error
+        raise ConfigurationError(
+            f"{argument}={path!r} cannot be written ({error.strerror}): choose another directory"
+        ) from error

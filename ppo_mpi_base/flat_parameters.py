@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All parameters of the networks in one tensor, all gradients in another, with named slices; clipping and Adam on them."""
+"""All parameters in one tensor, all gradients in another, with named slices; clipping and Adam on them."""
 
 from __future__ import annotations
 

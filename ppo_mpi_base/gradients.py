@@ -160,7 +160,7 @@ class Acting(nn.Module):
 def choose_gradients(
     config: Config, objective: Objective, flat: FlatParameters, ranks: int, tell: Callable[[str], None]
 ) -> EagerGradients:
-    """Return compiled or eager gradients, as `config.compile` asks for; `tell` gets a line where that is not possible."""
+    """Return compiled or eager gradients, as `config.compile` asks for; `tell` gets a line where that cannot be."""
     if config.compile is False or (config.compile == "auto" and not _worth_compiling(config, ranks)):
         return EagerGradients(objective, flat)
     if flat.data.device.type == "cpu" and _compiler() is None:
@@ -183,7 +183,7 @@ def _compiler() -> str | None:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = {"guard_filter_fn": _guards_of_the_user, "cpp_wrapper": True}
+    options: dict[str, Any] = {"guard_filter_fn": _guards_of_the_user, "cpp_wrapper": True}
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 

@@ -24,7 +24,7 @@ class Hooks:
         """Run once, after networks and environments are built and before the first rollout: build what you need."""
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
-        """Run after each rollout, before its advantages: change rewards, or add tensors (T, N, ...) to `rollout.extras`."""
+        """Run after each rollout, before its advantages: change rewards, or add (T, N, ...) to `rollout.extras`."""
 
     def on_losses(self, actor_critic: ActorCritic, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run in each minibatch: return the losses to minimise, each a scalar tensor; their sum is differentiated.
@@ -34,8 +34,10 @@ class Hooks:
         return losses
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`, add a row to
-        the logs by writing into `statistics` (equal on all ranks, as logged)."""
+        """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`.
+
+        `statistics` is the iteration's row of the logs, equal on all ranks; what you write into it is logged.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a saved run needs to go on exactly as if it had not stopped."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Networks of torch's own layers as plain data, so that a saved policy needs neither code of the user's nor a pickle."""
+"""Networks of torch's own layers as plain data: a saved policy needs neither the user's code nor a pickle."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(obs_dim: int, out_dim: int = 1, hidden: Sequence[int] = (64, 64), activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
-    """Build a multilayer perceptron: (B, obs_dim) or (B, obs_dim, ...) with one value a leading entry -> (B, out_dim)."""
+def mlp(
+    obs_dim: int, out_dim: int = 1, hidden: Sequence[int] = (64, 64), activation: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """Build a multilayer perceptron: (B, obs_dim) -> (B, out_dim)."""
     sizes = [obs_dim, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for i, o in zip(sizes[:-1], sizes[1:], strict=True):
@@ -51,7 +53,7 @@ def nature_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
 
 
 def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator | None = None) -> None:
-    """Initialize all linear and convolutional layers orthogonally with gain sqrt 2, biases 0, the last layer by `last_gain`.
+    """Initialize linear and convolutional layers orthogonally: gain sqrt 2, the last one `last_gain`; biases 0.
 
     A small last gain (0.01 for a policy) starts with nearly equal actions everywhere: Andrychowicz et al. (2021),
     arxiv.org/abs/2006.05990, section 3.2.

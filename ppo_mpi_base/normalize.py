@@ -29,8 +29,8 @@ class RunningMoments:
     def update(self, samples: np.ndarray, ranks: Communicator) -> None:
         """Merge each rank's samples (n, *shape) into the moments, which stay equal on all ranks.
 
-        Two reductions: the mean first, then the squared deviations from it, so that a large mean costs no precision. The
-        merge is that of Chan et al. (1979). Collective: call on all ranks.
+        Two reductions: the mean first, then the squared deviations from it, so that a large mean costs no precision.
+        The merge is that of Chan et al. (1979). Collective: call on all ranks.
         """
         samples = np.asarray(samples, np.float64)
         total = np.concatenate([[len(samples)], samples.sum(0).ravel()])

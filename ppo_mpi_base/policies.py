@@ -86,7 +86,7 @@ class Categorical:
 
 
 def observation_dim(space: gymnasium.Space) -> int:
-    """Return `obs_dim`: the leading dimension of a Box (channels of an image), the number of values of a Discrete space."""
+    """Return `obs_dim`: a Box's leading dimension (channels of an image), a Discrete space's number of values."""
     if isinstance(space, Discrete):
         return int(space.n)
     return int(space.shape[0]) if space.shape else 1
@@ -94,14 +94,14 @@ def observation_dim(space: gymnasium.Space) -> int:
 
 def action_dim(space: gymnasium.Space) -> int:
     """Return `act_dim`: the number of action means of a Box, of logits of a Discrete space."""
-    return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape, dtype=int))
+    return int(space.n) if isinstance(space, Discrete) else math.prod(space.shape or ())
 
 
 def action_noise(space: gymnasium.Space, generator: np.random.Generator, length: int) -> np.ndarray:
-    """Draw what `Distribution.sample` needs for `length` actions: (length, n) Gumbel or (length, *shape) normal noise."""
+    """Draw the noise of `length` samples: (length, n) Gumbel for Discrete, (length, *shape) normal for a Box."""
     if isinstance(space, Discrete):
         return generator.gumbel(size=(length, int(space.n)))
-    return generator.standard_normal((length, *space.shape))
+    return generator.standard_normal((length, *(space.shape or ())))
 
 
 class ActorCritic(nn.Module):
@@ -115,6 +115,11 @@ class ActorCritic(nn.Module):
         action_space: Box or Discrete.
         initial_log_std: of the Gaussian policy over a Box.
     """
+
+    action_low: Tensor
+    action_high: Tensor
+    observation_mean: Tensor
+    observation_std: Tensor
 
     def __init__(
         self,
@@ -138,7 +143,8 @@ class ActorCritic(nn.Module):
         if normalize_observations:
             if not isinstance(observation_space, Box) or observation_space.dtype.kind != "f":
                 raise ConfigurationError(
-                    f"normalize_observations=True needs a Box of floats, not {observation_space}: scale in the network instead"
+                    f"normalize_observations=True needs a Box of floats, not {observation_space}: "
+                    "scale in the network instead"
                 )
             self.register_buffer("observation_mean", torch.zeros(observation_space.shape, dtype=torch.float64))
             self.register_buffer("observation_std", torch.ones(observation_space.shape, dtype=torch.float64))
@@ -149,7 +155,10 @@ class ActorCritic(nn.Module):
             return {"policy": list(self.parameters())}
         value = list(self.value_network.parameters())
         of_value = {id(parameter) for parameter in value}
-        return {"policy": [parameter for parameter in self.parameters() if id(parameter) not in of_value], "value": value}
+        return {
+            "policy": [parameter for parameter in self.parameters() if id(parameter) not in of_value],
+            "value": value,
+        }
 
     def set_observation_moments(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Normalize by these from now on; each has the shape of an observation."""
@@ -157,7 +166,7 @@ class ActorCritic(nn.Module):
         self.observation_std.copy_(torch.as_tensor(std))
 
     def preprocess(self, observations: Tensor) -> Tensor:
-        """Return what the networks see, (B, ...) in the default dtype: normalized where asked for, one-hot if Discrete."""
+        """Return what the networks see, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete."""
         if isinstance(self.observation_space, Discrete):
             index = observations.long() - int(self.observation_space.start)
             return functional.one_hot(index, int(self.observation_space.n)).to(torch.get_default_dtype())
@@ -169,7 +178,7 @@ class ActorCritic(nn.Module):
     def _distribution(self, output: Tensor) -> Distribution:
         if isinstance(self.action_space, Discrete):
             return Categorical(output)
-        return Gaussian(output.reshape(-1, *self.action_space.shape), self.log_std)
+        return Gaussian(output.reshape(-1, *self.log_std.shape), self.log_std)
 
     def policy(self, observations: Tensor) -> Distribution:
         """Return pi(. | s) for observations (B, ...)."""
@@ -192,7 +201,7 @@ class ActorCritic(nn.Module):
         return self.value_network(self.preprocess(observations)).reshape(-1)
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Return the actions that the environment gets: clipped to a Box's bounds, counted from a Discrete space's start."""
+        """Return the actions that the environment gets: clipped to a Box's bounds, from a Discrete space's start on."""
         if isinstance(self.action_space, Discrete):
             return actions + int(self.action_space.start)
         return actions.clamp(self.action_low, self.action_high)
@@ -214,7 +223,9 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
     shared = actor_critic.value_network is None
     output = _run("network_fn", actor_critic.network, seen)
     if shared and not (isinstance(output, tuple) and len(output) == 2):
-        raise ConfigurationError("value_network_fn is missing, so network_fn's module must return (means or logits, values)")
+        raise ConfigurationError(
+            "value_network_fn is missing, so network_fn's module must return (means or logits, values)"
+        )
     policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
     batch = len(observations)
     if _shape(policy_output) != (batch, wanted):

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
 from ppo_mpi_base.config import Config, keywords_of
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch, gae
-from ppo_mpi_base.worker import Result, Worker, training
+from ppo_mpi_base.worker import Result, training
 
 
 @keywords_of(Config)
@@ -38,7 +37,7 @@ def PPO(config: Config) -> Result:
         return worker.result()
 
 
-def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_ratio: Tensor | float) -> Tensor:
+def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_ratio: Tensor) -> Tensor:
     r"""Return the clipped surrogate objective, negated: equation 7 of the paper, a scalar.
 
     L = -mean( min( r A, clip(r, 1 - \epsilon, 1 + \epsilon) A ) ),   r = \pi(a|s) / \pi_old(a|s)
@@ -59,7 +58,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     return (values - returns).square().mean()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ratio: Tensor | float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ratio: Tensor) -> Tensor:
     """Return the larger of the squared errors of V(s) and of V_old(s) + clip(V(s) - V_old(s)), averaged; each (B,).
 
     Source: openai/baselines, ppo2; not in the paper, see Engstrom et al. (2020), arxiv.org/abs/2005.12729.
@@ -69,7 +68,10 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def approximate_kl(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """Return the estimate mean(r - 1 - log r) of KL(pi_old | pi), from log-probabilities (B,): joschu.net/blog/kl-approx.html."""
+    """Return the estimate mean(r - 1 - log r) of KL(pi_old | pi), a scalar, from log-probabilities (B,).
+
+    Source: Schulman (2020), joschu.net/blog/kl-approx.html, the estimator k3.
+    """
     log_ratio = log_probs - old_log_probs
     return (log_ratio.exp() - 1 - log_ratio).mean()
 
@@ -77,7 +79,7 @@ def approximate_kl(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
 def ppo_losses(
     actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return PPO's losses, whose sum is minimised, and statistics: all scalars, means over the B samples of a minibatch.
+    """Return PPO's losses, whose sum is minimised, and statistics: all scalars, means over a minibatch.
 
     Write your own with this signature, and pass it as `PPO(loss_fn=...)`. A loss trains the parameters that it depends
     on; the names "policy" and "value" let their epochs, `train_pi_epochs` and `train_v_epochs`, end apart. The

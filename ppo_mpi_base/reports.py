@@ -106,6 +106,8 @@ class Reports:
             learning_curve(self.directory / "progress.csv", picture)
             minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
             self.logger.close()
-            self.logger.message(f"return {self.episode_return:.1f} (best {self.best_return:.1f}) after {minutes}:{seconds:02}")
+            self.logger.message(
+                f"return {self.episode_return:.1f} (best {self.best_return:.1f}) after {minutes}:{seconds:02}"
+            )
             self.logger.message(f"networks: {save_location or 'not saved'}   learning curve: {picture}")
         return picture

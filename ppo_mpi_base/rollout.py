@@ -28,9 +28,12 @@ class Batch(NamedTuple):
 
     def split(self, size: int) -> list[Batch]:
         """Return batches of `size` samples each, the last one of what is left; they share this one's memory."""
-        parts = zip(*(x.split(size) for x in self[:-1]), strict=True)
+        columns = [x.split(size) for x in self[:-1]]
         extras = {name: x.split(size) for name, x in self.extras.items()}
-        return [Batch(*part, {name: x[k] for name, x in extras.items()}) for k, part in enumerate(parts)]
+        return [
+            Batch(*(column[k] for column in columns), {name: x[k] for name, x in extras.items()})  # type: ignore[call-arg]
+            for k in range(len(columns[0]))
+        ]
 
 
 @dataclass
@@ -109,7 +112,7 @@ Step = tuple[np.ndarray, np.ndarray, float, float, float]
 
 
 def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) -> None:
-    """Hand each environment's steps to the callback, an episode or the rollout's end at a time, and write back what it returns.
+    """Hand the steps to the callback, an episode or rollout end at a time, and write back what it returns.
 
     Raises:
         ConfigurationError: the callback returned another number of steps than it got.
@@ -124,7 +127,8 @@ def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) ->
             changed = callback(steps)
             if len(changed) != len(steps):
                 raise ConfigurationError(
-                    f"rollout_interception_callback returned {len(changed)} steps for {len(steps)}: it must keep their number"
+                    f"rollout_interception_callback returned {len(changed)} steps for {len(steps)}: "
+                    "it must keep their number"
                 )
             for column, values in zip(columns, zip(*changed, strict=True), strict=True):
                 column[start:end, i] = torch.as_tensor(np.stack(values), dtype=column.dtype, device=column.device)

@@ -96,7 +96,9 @@ def load_policy(
         actor_critic.load_state_dict(wanted)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"load_policy: the network does not fit {directory / which}.safetensors: {reason}") from error
+        raise ConfigurationError(
+            f"load_policy: the network does not fit {directory / which}.safetensors: {reason}"
+        ) from error
     return _as_function(actor_critic, deterministic, np.random.default_rng(seed))
 
 
@@ -137,6 +139,8 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
     """Return what JSON can hold of a Box or Discrete space."""
     if isinstance(space, Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if not isinstance(space, Box):
+        raise ConfigurationError(f"the space {space} cannot be saved, only Box and Discrete can")
     bounds = {"low": space.low, "high": space.high}
     # JSON has no infinity: numbers as text keep all of them exactly.
     return {

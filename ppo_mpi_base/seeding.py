@@ -9,7 +9,7 @@ NETWORKS, EPISODES, ACTIONS, MINIBATCHES = range(4)
 
 
 def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:
-    """Return the seed sequence of one purpose, independent of all others: `key` tells apart environments, iterations, ..."""
+    """Return the seed sequence of one purpose, independent of others; `key` tells apart environments and the like."""
     return np.random.SeedSequence(seed, spawn_key=(purpose, *key))
 
 

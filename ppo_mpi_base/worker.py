@@ -114,7 +114,7 @@ class Worker:
         return [*frozen, *self.actor_critic.buffers()]
 
     def rollout(self) -> Rollout:
-        """Step the N environments T times by the current policy, and return what happened, valued by the current networks.
+        """Step the N environments T times by the current policy; return it with values and log-probabilities.
 
         Observation and reward moments are updated here: the networks see the former ones until the iteration's end.
         Collective: call on all ranks.
@@ -155,7 +155,11 @@ class Worker:
             storage.actions[t] = actions
             decided = clock()
             step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
-            storage.rewards[t], storage.terminated[t], storage.truncated[t] = step.rewards, step.terminated, step.truncated
+            storage.rewards[t], storage.terminated[t], storage.truncated[t] = (
+                step.rewards,
+                step.terminated,
+                step.truncated,
+            )
             if step.final_observations:
                 storage.keep_final(t, step.final_observations)
                 episodes += step.episodes
@@ -199,7 +203,7 @@ class Worker:
         return rollout
 
     def _bootstrap(self, rollout: Rollout) -> None:
-        """Fill `next_values`: one forward pass for where the rollout was cut and all final observations of truncations."""
+        """Fill `next_values`: one forward pass for the rollout's end and all truncations' final observations."""
         storage = self.storage
         places, finals = list(storage.final_observations), list(storage.final_observations.values())
         observations = np.concatenate([storage.observations[-1], *(final[None] for final in finals)])
@@ -268,9 +272,13 @@ class Worker:
             if value.shape != ():
                 raise ConfigurationError(f"loss_fn: {name!r} must be a scalar, but has shape {tuple(value.shape)}")
         if len(statistics) > MOST_STATISTICS:
-            raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")
+            raise ConfigurationError(
+                f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit"
+            )
         if self.config.target_kl > 0 and "kl" not in statistics:
-            raise ConfigurationError(f"target_kl={self.config.target_kl} needs a loss_fn that returns the statistic 'kl'")
+            raise ConfigurationError(
+                f"target_kl={self.config.target_kl} needs a loss_fn that returns the statistic 'kl'"
+            )
         return list(statistics)
 
     def backward(self, minibatch: Batch) -> None:
@@ -281,7 +289,10 @@ class Worker:
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def allreduce(self) -> dict[str, float]:
-        """Sum gradient and statistics over ranks in one message, and return the statistics. Collective: call on all ranks."""
+        """Sum gradient and statistics over ranks in one message, and return the statistics.
+
+        Collective: call on all ranks.
+        """
         started = time.perf_counter()
         message = self.flat.message.cpu()
         self.ranks.sum_(message.numpy())
@@ -347,7 +358,10 @@ class Worker:
             "total_steps": self.total_steps,
             "iteration": self.iteration,
             **self.reports.episodes_row(),
-            **{name: sum(s[name] for s in last_epoch) / len(last_epoch) for name in (last_epoch[0] if last_epoch else ())},
+            **{
+                name: sum(s[name] for s in last_epoch) / len(last_epoch)
+                for name in (last_epoch[0] if last_epoch else ())
+            },
             "explained_variance": explained_variance(rollout.values, rollout.returns, self.ranks),
             **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
             **self.reports.times_row(self.total_steps),

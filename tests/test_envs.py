@@ -345,7 +345,7 @@ class TestHook:
     @every_sync_way
     def test_sees_every_observation(self, way):
         """First, later and final observations pass through the hook, each environment's in their order."""
-        space = Box(-np.inf, np.inf, (2,), np.float64)
+        space = Box(-np.inf, np.inf, (2,), np.float32)
         buffer = np.zeros(2)
 
         def hook(observation: np.ndarray) -> np.ndarray:
@@ -355,8 +355,8 @@ class TestHook:
         environments = rank(way(scripted(2, horizon=2)), state_processing_hook=hook, obs_space_override=space)
         assert environments.observation_space is space
         steps = play(environments, box_actions(3, 2)).steps[1]
-        numbers = [(np.frombuffer(step.before).tolist(), np.frombuffer(step.after).tolist()) for step in steps]
-        assert numbers == [([0, 0], [1, 0]), ([1, 0], [2, 0]), ([0, 10], [1, 10])]
+        numbers = [np.frombuffer(step.before + step.after, np.float32).tolist() for step in steps]
+        assert numbers == [[0, 0, 1, 0], [1, 0, 2, 0], [0, 10, 1, 10]]
 
     @every_sync_way
     def test_that_changes_the_shape_needs_a_space(self, way):
@@ -401,6 +401,17 @@ class TestErrors:
         environments = rank([ScriptedEnv(), FaultyEnv(fault, 2)], first_global_index=6)
         with pytest.raises(TrainingError, match=re.escape(f"environment 7: env_fn gave the reward {text}")):
             play(environments, box_actions(6, 2))
+
+    def test_rewards_of_a_vector_that_are_no_numbers(self):
+        class Column(SyncVectorEnv):
+            def step(self, actions):
+                observations, rewards, *rest = super().step(actions)
+                return observations, rewards[:, None], *rest
+
+        with pytest.raises(
+            TrainingError, match=re.escape("make_vec_env_fn: Column(num_envs=2) gave rewards of shape (2, 1)")
+        ):
+            play(rank(Column(scripted(2))), box_actions(3, 2))
 
     @pytest.mark.parametrize("reward", [3, True, np.float32(3), np.int64(3), np.array(3.0), np.array(3, np.uint8)])
     def test_reward_of_any_scalar_type(self, reward):

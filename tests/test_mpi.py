@@ -90,17 +90,16 @@ def test_one_rank_needs_neither_mpi4py_nor_a_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("lacking", "variables"),
     [
-        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
-        {"PMI_SIZE": "4", "PMI_RANK": "0"},
-        {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "0"},
-        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
-        {"PMIX_RANK": "0"},
+        ("mpi4py", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}),
+        ("mpi4py", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}),
+        ("mpi4py", {"PMIX_RANK": "0"}),
+        ("library", {"PMI_SIZE": "4", "PMI_RANK": "0"}),
+        ("library", {"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "0"}),
     ],
 )
-@pytest.mark.parametrize("lacking", ["mpi4py", "library"])
-def test_several_processes_without_mpi_stop_with_one_line(variables: dict[str, str], lacking: str) -> None:
+def test_several_processes_without_mpi_stop_with_one_line(lacking: str, variables: dict[str, str]) -> None:
     if lacking == "mpi4py":
         done = python("import sys; sys.modules['mpi4py'] = None\n" + SHOW, **variables)
     else:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# The variables of a launcher, under which the tests themselves may run, and those that set a number of threads.
-LAUNCHERS = ("HYDI_", "MV2_", "OMPI_", "PMI_", "PMIX_", "SLURM_", "PPO_MPI_BASE_", "OMP_", "MKL_")
+# The variables of a launcher, under which the tests themselves may run, and those that tests are about.
+LAUNCHERS = ("HYDI_", "MV2_", "OMPI_", "PMI_", "PMIX_", "SLURM_", "PPO_MPI_BASE_", "OMP_", "MKL_", "PYTHONUNBUFFERED")
 
 
 class Finished(NamedTuple):

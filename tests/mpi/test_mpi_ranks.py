@@ -204,11 +204,10 @@ def test_sys_exit_on_one_rank_ends_all() -> None:
 
 
 def test_the_last_lines_are_not_lost() -> None:
-    body = "print('printed on', rank, flush=(rank != 2))\nif rank == 2: fail('x' * 5000)\nwait()"
-    for _ in range(3):
-        done = launch(START + body, 4)
-        assert "printed on 2" in done.stdout
-        assert "x" * 5000 in done.stderr
+    body = "print(f'printed on {rank};', end='', flush=(rank != 2))\nif rank == 2: fail('x' * 5000)\nwait()"
+    done = launch(START + body, 4)
+    assert "printed on 2;" in done.stdout
+    assert "x" * 5000 in done.stderr
 
 
 def test_children_of_a_rank_are_no_ranks() -> None:
@@ -242,7 +241,6 @@ if __name__ == "__main__":
     done = launch(script, 2, timeout=30)
     assert done.code == 0, done.stderr
     assert done.stdout.split() == ["good", "good"]
-    assert done.stderr.count("OSError: in a") == 8
 
 
 def test_a_launcher_without_an_mpi_library_is_told_once() -> None:
