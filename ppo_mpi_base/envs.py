@@ -50,9 +50,10 @@ class Environments:
     """Step the N environments of one rank together, and begin a new episode where one has ended.
 
     A list of environments is stepped in a loop, and each episode is a function of (seed, global index, number of the
-    episode) and its actions. A vector environment gets its environments' seeds once, and in all of its autoreset modes
-    its transitions are those of the list: no step is a reset in disguise. Environments may reuse their arrays, but not
-    under SAME_STEP, where Gymnasium itself resets them before it hands out the last observation.
+    episode) and its actions, as far as an environment draws from its `np_random` alone. (ALE's sticky actions do not;
+    `gymnasium.wrappers.StickyAction` does.) A vector environment gets its environments' seeds once, and in all of its
+    autoreset modes its transitions are those of the list: no step is a reset in disguise. Environments may reuse their
+    arrays, but not under SAME_STEP, where Gymnasium itself resets them before it hands out the last observation.
 
     Statistics count raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r", "l"}`, as
     Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on: an Atari wrapper may end an
@@ -282,8 +283,11 @@ class _Vector:
         final_observations = {}
         if self.same_step:
             final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
-        for i in range(len(out)):
-            out[i] = self.fit(i, self.observations[i])
+        if self.fit.hook is None and np.shape(self.observations) == out.shape:
+            out[...] = self.observations
+        else:
+            for i in range(len(out)):
+                out[i] = self.fit(i, self.observations[i])
         return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
 
     def restart(self, indices: list[int], out: np.ndarray) -> None:
@@ -291,11 +295,13 @@ class _Vector:
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
-        observations, _ = self.vector.reset(options={"reset_mask": mask})
-        if not np.array_equal(observations[others], self.observations[others], equal_nan=True):
-            raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
-        for i in indices:
-            out[i] = self.fit.initial(i, observations[i])
+        observations, _ = self.vector.reset(options={"reset_mask": mask.copy()})
+        if len(observations) == len(out):  # EnvPool returns no others
+            if not np.array_equal(observations[others], self.observations[others], equal_nan=True):
+                raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
+            observations = observations[mask]
+        for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
+            out[i] = self.fit.initial(i, observation)
 
     def close(self) -> None:
         self.vector.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import itertools
 import math
 import os
@@ -12,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
 
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import write_whole
 
 LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
 LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
@@ -95,7 +97,7 @@ class Logger:
             self._console.message(text)
 
     def close(self) -> None:
-        """Show the last row, give the terminal back and close the files; a second call does nothing."""
+        """Show the last row, give the terminal back and close the files; messages can follow, a second call does nothing."""
         if self._console:
             self._console.close()
         self._csv.close()
@@ -127,32 +129,33 @@ class _CsvFile:
             else:
                 columns, rows = _read_up_to(path, resume_from_steps)
         self._path = path
-        self._write_whole(columns, rows)
+        self._rewrite(columns, rows)
 
     def append(self, row: Mapping[str, float]) -> None:
         new = [key for key in row if key not in self._columns]
         if new:
             self.close()
-            self._write_whole(self._columns + new, read_progress(self._path)[1])
+            self._rewrite(self._columns + new, read_progress(self._path)[1])
         self._writer.writerow(row)
         self._file.flush()
 
-    def _write_whole(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        # Beside, then renamed: a kill at any moment leaves the old file or the new one, never a part. The renamed file
-        # stays open, to be appended to.
-        beside = self._path.with_name(f".{self._path.name}")
-        self._file = beside.open("w", encoding="utf-8", newline="")
-        self._columns = columns
-        self._writer = csv.DictWriter(self._file, columns, restval="nan", lineterminator="\n")
+    def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = _writer(text, columns)
         if columns:
-            self._writer.writeheader()
-        self._writer.writerows(rows)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        beside.replace(self._path)
+            writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, text.getvalue().encode())
+        self._columns = columns
+        self._file = self._path.open("a", encoding="utf-8", newline="")
+        self._writer = _writer(self._file, columns)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _writer(file: TextIO, columns: list[str]) -> csv.DictWriter[str]:
+    return csv.DictWriter(file, columns, restval="nan", lineterminator="\n")
 
 
 def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str, str]]]:

@@ -8,6 +8,7 @@ import numpy as np
 from ppo_mpi_base.mpi import Communicator
 
 EPSILON = 1e-8
+OBSERVATION_CLIP = 10.0
 REWARD_CLIP = 10.0
 
 

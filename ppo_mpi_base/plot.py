@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.logger import read_progress
 
 BLUE = "#0072B2"  # of Okabe and Ito's palette: told from its other colours by readers of any colour vision
@@ -42,10 +44,10 @@ def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
         figure = Figure(figsize=(5.0, 3.1), layout="constrained")
         _draw(figure.add_subplot(), steps, returns)
-        beside = path.with_name(f".{path.name}")
+        picture = io.BytesIO()
         try:
-            figure.savefig(beside, dpi=200, format=path.suffix[1:] or "png")
-            beside.replace(path)
+            figure.savefig(picture, dpi=200, format=path.suffix[1:] or "png")
+            write_whole(path, picture.getvalue())
         except (OSError, ValueError) as error:  # ValueError: an ending that is no format
             raise ConfigurationError(f"png_path={str(path)!r} cannot be written ({error})") from error
     return path

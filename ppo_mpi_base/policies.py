@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_mpi_base.errors import ConfigurationError
-
-OBSERVATION_CLIP = 10.0
+from ppo_mpi_base.normalize import OBSERVATION_CLIP
 
 
 class Distribution(Protocol):

@@ -42,6 +42,7 @@ class Rollout:
 
     Attributes:
         observations: (T, N, *shape), in the observation space's own dtype, not normalized.
+        next_observations: (T, N, *shape), those acted on next: after an episode's end, the first of the next episode.
         actions: (T, N, *shape), as sampled (not clipped), or int64 in [0, n) for a Discrete space.
         rewards: (T, N), what is learned from: after `clip_rewards` and `normalize_rewards`.
         terminated, truncated: (T, N) bool, never both.
@@ -53,6 +54,7 @@ class Rollout:
     """
 
     observations: Tensor
+    next_observations: Tensor
     actions: Tensor
     rewards: Tensor
     terminated: Tensor

@@ -162,7 +162,7 @@ class Worker:
             )
             if step.final_observations:
                 storage.keep_final(t, step.final_observations)
-                episodes += step.episodes
+            episodes += step.episodes
             seconds["inference"] += decided - started
             seconds["environments"] += clock() - decided
         self.reports.add_episodes(episodes)
@@ -180,8 +180,10 @@ class Worker:
         """Return the rollout with log-probabilities and values, computed in few large batches."""
         started = time.perf_counter()
         storage, device = self.storage, self.device
+        observations = torch.as_tensor(storage.observations).to(device)
         rollout = Rollout(
-            observations=torch.as_tensor(storage.observations[:-1]).to(device),
+            observations=observations[:-1],
+            next_observations=observations[1:],
             actions=storage.actions.to(device),
             rewards=rewards,
             terminated=torch.as_tensor(storage.terminated).to(device),
@@ -192,8 +194,8 @@ class Worker:
         )
         flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
         for start in range(0, rewards.numel(), EVALUATION_BATCH):
-            observations, actions, log_probs, values = (x[start : start + EVALUATION_BATCH] for x in flat)
-            policy, value = self.actor_critic.policy_and_value(observations)
+            seen, actions, log_probs, values = (x[start : start + EVALUATION_BATCH] for x in flat)
+            policy, value = self.actor_critic.policy_and_value(seen)
             log_probs.copy_(policy.log_prob(actions))
             values.copy_(value)
         if self.config.rollout_interception_callback is not None:

@@ -23,6 +23,16 @@ from tests.scripted import FaultyEnv, ScriptedEnv, scripted
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 
+
+class Sparse(SyncVectorEnv):
+    """Returns of a masked reset only the observations of the environments that were reset, as EnvPool does."""
+
+    def reset(self, *, seed=None, options=None):
+        mask = None if options is None else options["reset_mask"]
+        observations, infos = super().reset(seed=seed, options=options)
+        return observations if mask is None else observations[mask], infos
+
+
 # Every way in which N environments can come, as a function of a list of N functions that each build one.
 WAYS: dict[str, Callable[[list], Any]] = {
     "list": lambda fns: [fn() for fn in fns],
@@ -31,6 +41,7 @@ WAYS: dict[str, Callable[[list], Any]] = {
     "sync, disabled": partial(SyncVectorEnv, autoreset_mode=DISABLED),
     "sync, next step, no copy": partial(SyncVectorEnv, autoreset_mode=NEXT_STEP, copy=False),
     "sync, same step, no copy": partial(SyncVectorEnv, autoreset_mode=SAME_STEP, copy=False),
+    "sparse, next step": partial(Sparse, autoreset_mode=NEXT_STEP),
     "async, next step": partial(AsyncVectorEnv, autoreset_mode=NEXT_STEP),
     "async, same step": partial(AsyncVectorEnv, autoreset_mode=SAME_STEP),
     "async, disabled": partial(AsyncVectorEnv, autoreset_mode=DISABLED),

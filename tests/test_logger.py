@@ -224,10 +224,13 @@ def test_the_time_left_does_not_count_the_start(tmp_path, capsys):
 
 
 def test_more_steps_than_asked_are_100_percent(tmp_path, capsys):
-    write = Logger(tmp_path, total_steps=1000)
-    write.log({"total_steps": 1024})
-    write.close()
-    assert "1,024/1,000 steps 100%" in capsys.readouterr().out
+    log = Logger(tmp_path, total_steps=1000)
+    log.log({"total_steps": 500})
+    time.sleep(0.6)
+    log.log({"total_steps": 100_000})
+    log.close()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("100,000/1,000 steps 100%") and line.endswith("0:00:00 left")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_on_a_terminal_there_is_one_live_line_below_what_is_printed(tmp_path, mo
     log.log({"total_steps": 996, "episode_return": 4.5, "fps": 88})
     log.close()
     log.close()
-    print("after")
+    log.message("after")
     output = terminal.output()
     assert "200/1,000" in output and "20%  return    3.5      77 FPS" in output
     first, second, live, after, end = shown(output)

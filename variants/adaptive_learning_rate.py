@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""PPO with a learning rate that follows the KL, after Rudin et al. (2022), arxiv.org/abs/2109.11978."""
+
+from typing import Any
+
+import gymnasium
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.worker import Result, Worker
+
+
+class AdaptiveLearningRate(Hooks):
+    """Divides the policy's rate by 1.5 where the KL is above twice the target, multiplies it below half of it."""
+
+    def __init__(self, target: float = 0.01, lowest: float = 1e-5, highest: float = 1e-2) -> None:
+        self.target, self.lowest, self.highest = target, lowest, highest
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Compare the last epoch's KL, which is equal on all ranks, with the target."""
+        rate = worker.learning_rates["policy"]
+        if statistics["kl"] > 2 * self.target:
+            rate = max(self.lowest, rate / 1.5)
+        elif statistics["kl"] < self.target / 2:
+            rate = min(self.highest, rate * 1.5)
+        worker.learning_rates["policy"] = rate
+
+
+def adaptive_ppo(target: float = 0.01, **keywords: Any) -> Result:
+    """Train as `PPO(**keywords)` does, with the adaptive learning rate; `pi_lr` is where it starts."""
+    return PPO(hooks=[AdaptiveLearningRate(target)], **keywords)
+
+
+if __name__ == "__main__":
+    adaptive_ppo(total_steps=1e5, env_fn=lambda: gymnasium.make("CartPole-v1"), network_fn=mlp, value_network_fn=mlp)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""PPO with an adaptive KL penalty, no clipping: Schulman et al. (2017), arxiv.org/abs/1707.06347, section 4."""
+
+from typing import Any
+
+import gymnasium
+from torch import Tensor
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.ppo import PPO, approximate_kl, value_loss
+from ppo_mpi_base.rollout import Batch
+from ppo_mpi_base.worker import Result, Worker
+
+
+def kl_penalty_losses(
+    actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return equation 8's losses: the surrogate minus beta KL(pi_old | pi), negated, and the value's squared error."""
+    policy, values = actor_critic.policy_and_value(batch.observations)
+    log_probs = policy.log_prob(batch.actions)
+    kl = approximate_kl(log_probs, batch.log_probs)
+    surrogate = ((log_probs - batch.log_probs).exp() * batch.advantages).mean()
+    losses = {"policy": coefficients["beta"] * kl - surrogate, "value": value_loss(values, batch.returns)}
+    return losses, {"kl": kl, "entropy": policy.entropy().mean()}
+
+
+class AdaptBeta(Hooks):
+    """Doubles beta where the last epoch's KL is above 1.5 times the target, and halves it below the target / 1.5."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Compare the KL, which is equal on all ranks, with the target."""
+        beta = worker.coefficients["beta"]
+        if statistics["kl"] > 1.5 * self.target:
+            beta.mul_(2)
+        elif statistics["kl"] < self.target / 1.5:
+            beta.div_(2)
+        statistics["beta"] = beta.item()
+
+
+def kl_penalty_ppo(target: float = 0.01, **keywords: Any) -> Result:
+    """Train as `PPO(**keywords)` does, by the penalized objective."""
+    return PPO(loss_fn=kl_penalty_losses, loss_coefficients={"beta": 1.0}, hooks=[AdaptBeta(target)], **keywords)
+
+
+if __name__ == "__main__":
+    kl_penalty_ppo(total_steps=1e5, env_fn=lambda: gymnasium.make("CartPole-v1"), network_fn=mlp, value_network_fn=mlp)

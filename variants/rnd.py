@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""PPO with random network distillation, a reward for novelty: Burda et al. (2019), arxiv.org/abs/1810.12894."""
+
+from typing import Any
+
+import gymnasium
+import torch
+
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.normalize import OBSERVATION_CLIP, RunningMoments
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.worker import Result, Worker
+
+
+class RandomNetworkDistillation(Hooks):
+    """Adds how badly a trained network predicts a fixed random one on the next observation, in standard deviations."""
+
+    def __init__(self, coefficient: float = 0.5, learning_rate: float = 1e-3, features: int = 16) -> None:
+        self.coefficient, self.learning_rate, self.features = coefficient, learning_rate, features
+
+    def on_start(self, worker: Worker) -> None:
+        """Build both networks, equal on all ranks, because all of them drew the same random numbers so far."""
+        shape = worker.environments.observation_space.shape or ()
+        self.target, self.predictor = mlp(shape[0], self.features), mlp(shape[0], self.features)
+        self.flat = FlatParameters({"predictor": list(self.predictor.parameters())})
+        self.optimizer = Adam(self.flat)
+        self.observations, self.errors = RunningMoments(shape), RunningMoments()
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        """Reward novelty, then make what was seen less novel by one step of the predictor on it."""
+        seen = rollout.next_observations.flatten(0, 1)
+        self.observations.update(seen.numpy(), worker.ranks)
+        mean, std = torch.as_tensor(self.observations.mean), torch.as_tensor(self.observations.std)
+        inputs = ((seen - mean) / std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP).to(self.flat.data.dtype)
+
+        errors = (self.predictor(inputs) - self.target(inputs).detach()).square().mean(-1)
+        self.errors.update(errors.detach().numpy(), worker.ranks)
+        novelty = errors.detach() / float(self.errors.std)
+        rollout.rewards += self.coefficient * novelty.view_as(rollout.rewards)
+
+        self.flat.message.zero_()
+        errors.mean().backward()
+        worker.ranks.mean_(self.flat.gradient.numpy())
+        self.optimizer.step("predictor", self.learning_rate)
+
+
+def rnd_ppo(coefficient: float = 0.5, **keywords: Any) -> Result:
+    """Train as `PPO(**keywords)` does, with the bonus times `coefficient` added to the rewards."""
+    return PPO(hooks=[RandomNetworkDistillation(coefficient)], **keywords)
+
+
+if __name__ == "__main__":
+    rnd_ppo(total_steps=1e5, env_fn=lambda: gymnasium.make("MountainCar-v0"), network_fn=mlp, value_network_fn=mlp)
