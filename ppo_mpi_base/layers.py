@@ -10,13 +10,14 @@ from torch import nn
 from ppo_mpi_base.networks import Scaled
 
 # What is needed to build each layer anew, besides its weights: the names are both attributes and constructor arguments.
+CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
-    nn.Conv1d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
-    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
-    nn.LayerNorm: ("normalized_shape", "eps"),
+    nn.Conv1d: CONVOLUTION,
+    nn.Conv2d: CONVOLUTION,
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Dropout: ("p",),
     nn.LeakyReLU: ("negative_slope",),
@@ -31,7 +32,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     Scaled: ("factor",),
 }
 BY_NAME = {kind.__name__: kind for kind in LAYERS}
-WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:

@@ -97,7 +97,7 @@ class Logger:
             self._console.message(text)
 
     def close(self) -> None:
-        """Show the last row, give the terminal back and close the files; messages can follow, a second call does nothing."""
+        """Show the last row, give the terminal back and close the files. Messages can follow."""
         if self._console:
             self._console.close()
         self._csv.close()

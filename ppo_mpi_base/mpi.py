@@ -301,9 +301,9 @@ def _exit(status: object = None, /) -> NoReturn:
 
 
 def _at_exit() -> None:
-    """Finalize MPI, or abort where this rank failed past `_excepthook`: by `sys.exit(status)`, or under a user's hook.
+    """Leave MPI with all ranks, or abort where this one failed past `_excepthook`: by `sys.exit`, or a user's hook.
 
-    Finalize waits for the other ranks, for ever if these wait for this one. A forked child must not even try it.
+    Leaving alone would hang, for the others may wait for this rank. A forked child must not even try.
     """
     if _is_child() or _mpi.Is_finalized():
         return
@@ -311,6 +311,10 @@ def _at_exit() -> None:
         sys.stdout.flush()
         time.sleep(_DRAIN)
         _mpi.COMM_WORLD.Abort(_exit_status if isinstance(_exit_status, int) else 1)
+    # Not by Finalize: it would spin on a core that rank 0 may still use, and choke on the message of a failing rank.
+    everyone = _mpi.COMM_WORLD.Ibarrier()
+    while not everyone.Test():
+        time.sleep(0.01)
     _mpi.Finalize()
 
 

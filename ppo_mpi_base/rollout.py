@@ -147,7 +147,8 @@ def explained_variance(values: Tensor, returns: Tensor, ranks: Communicator) -> 
     ranks.sum_(sums)
     n, error, error_squares, target, target_squares = sums
     variance = target_squares - target**2 / n
-    return float(1 - (error_squares - error**2 / n) / variance) if variance > 0 else float("nan")
+    varies = variance > 1e-12 * target_squares  # what is less is the rounding of the two sums
+    return float(1 - (error_squares - error**2 / n) / variance) if varies else float("nan")
 
 
 def minibatch_order(length: int, generators: list[np.random.Generator], between: np.random.Generator) -> np.ndarray:

@@ -90,7 +90,7 @@ def load_policy(
         observation_space,
         action_space,
         normalize_observations=description["normalize_observations"],
-    ).to(getattr(torch, description["dtype"]))
+    )
     wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_network.")}
     try:
         actor_critic.load_state_dict(wanted)
@@ -159,7 +159,7 @@ def make_space(description: dict[str, Any]) -> gymnasium.Space:
     if description["kind"] == "Discrete":
         return Discrete(description["n"], start=description["start"])
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-    low, high = (np.array(description[name], dtype=float) for name in ("low", "high"))  # one number for all, or each
+    low, high = (np.array(description[name], dtype=dtype) for name in ("low", "high"))  # one number for all, or each
     return Box(
         np.broadcast_to(low.reshape(shape if low.ndim else ()), shape).astype(dtype),
         np.broadcast_to(high.reshape(shape if high.ndim else ()), shape).astype(dtype),

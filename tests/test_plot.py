@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.plot import learning_curve
+from tests.test_logger import disk_full_after
 
 
 def write_csv(path, steps, returns):
@@ -77,19 +78,20 @@ def test_a_long_noisy_run_is_a_png_of_a_few_hundred_dots_per_inch(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "progress.csv"]
 
 
-@pytest.mark.parametrize("steps, returns", [([2048], [1.0]), (range(60), [*[np.nan] * 10, 1.0, *[np.nan] * 49])])
-def test_a_single_known_return_is_seen(tmp_path, steps, returns):
-    png = learning_curve(write_csv(tmp_path / "progress.csv", steps, returns), tmp_path / "curve.png")
-    assert 30 < blue_pixels(png) < 300
+def dots(svg):
+    return svg.count('style="fill: #0072b2')
 
 
-def test_dots_mark_a_few_rows_and_not_many(tmp_path):
-    def dots(rows):
-        path = write_csv(tmp_path / "progress.csv", range(rows), range(rows))
-        return learning_curve(path, tmp_path / "curve.svg").read_text().count('style="fill: #0072b2')
+@pytest.mark.parametrize("rows, expected", [(1, 1), (2, 2), (490, 0)])
+def test_dots_mark_the_rows_where_they_are_few(tmp_path, rows, expected):
+    csv = write_csv(tmp_path / "progress.csv", range(rows), range(rows))
+    assert dots(learning_curve(csv, tmp_path / "curve.svg").read_text()) == expected
 
-    assert dots(2) == 2
-    assert dots(490) == 0
+
+def test_a_dot_marks_what_lies_between_gaps(tmp_path):
+    returns = [*range(50), np.nan, 50, np.nan, *range(50, 100)]
+    csv = write_csv(tmp_path / "progress.csv", range(len(returns)), returns)
+    assert dots(learning_curve(csv, tmp_path / "curve.svg").read_text()) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,9 +123,10 @@ def test_pdf_fonts_are_ones_that_journals_take(tmp_path):
 
 
 def test_the_users_own_matplotlib_stays_as_it_is(tmp_path):
-    before = (dict(matplotlib.rcParams), pyplot.get_fignums())
-    learning_curve(write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0]), tmp_path / "curve.png")
-    assert (dict(matplotlib.rcParams), pyplot.get_fignums()) == before
+    with matplotlib.rc_context({"pdf.fonttype": 3}):
+        before = (dict(matplotlib.rcParams), pyplot.get_fignums())
+        learning_curve(write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0]), tmp_path / "curve.png")
+        assert (dict(matplotlib.rcParams), pyplot.get_fignums()) == before
 
 
 @pytest.mark.parametrize("text", [None, "total_steps,kl\n1,2\n", "total_steps,episode_return\n1,high\n", "a\n\0\n"])
@@ -143,3 +146,11 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path, name):
     with pytest.raises(ConfigurationError, match=f"^png_path='.*{name}' cannot be written") as caught:
         learning_curve(csv, tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fills_up_leaves_the_former_figure(tmp_path):
+    csv = write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0])
+    former = learning_curve(csv, tmp_path / "curve.png").read_bytes()
+    with disk_full_after(1000), pytest.raises(ConfigurationError, match="png_path="):
+        learning_curve(csv, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes() == former

@@ -25,8 +25,9 @@ def rollout_of(**columns: Any) -> Rollout:
     size = given["rewards"].shape
     zeros, never = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool)
     floats = {name: zeros.clone() for name in ("log_probs", "values", "next_values")}
-    rest = {"observations": torch.zeros(*size, 3), "actions": torch.zeros(*size, 2), "terminated": never}
-    return Rollout(**{**floats, **rest, "truncated": never.clone(), **given})
+    seen = {name: torch.zeros(*size, 3) for name in ("observations", "next_observations")}
+    ends = {name: never.clone() for name in ("terminated", "truncated")}
+    return Rollout(**{**floats, **seen, **ends, "actions": torch.zeros(*size, 2), **given})
 
 
 def random_rollout(rng: np.random.Generator) -> Rollout:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Train the examples over several seeds and tabulate their scores: `python benchmarks/learning.py --jobs 2`.
+
+Runs whose result is there already are not repeated, so that it can be stopped and started again. Each leaves its
+progress.csv and the versions that made it in `results/learning/`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from ppo_mpi_base.logger import read_progress
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (after the choice of the backend)
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "learning"
+MUJOCO = {"HalfCheetah-v5": 1800.0, "Hopper-v5": 2250.0, "Walker2d-v5": 3000.0}  # task -> score to reach
+RUNS = [("CartPole-v1", seed) for seed in range(5)] + [(task, seed) for seed in range(3) for task in MUJOCO]
+
+
+def train(task: str, seed: int) -> None:
+    """Train one task by its example, on one rank, and keep what it logged."""
+    kept = RESULTS / task / f"seed{seed}.csv"
+    if kept.exists():
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    example = "classic_control" if task == "CartPole-v1" else "mujoco"
+    arguments = ["--seed", str(seed)] + ([] if task == "CartPole-v1" else ["--env-id", task])
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, f"examples/{example}/train.py", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command, "--directory", directory], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL
+        )
+        shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
+    facts = {
+        "command": " ".join(["python", *command[1:]]),
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    kept.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"{task} seed {seed}: {score(kept):.1f} in {facts['seconds']} s", flush=True)
+
+
+def curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and mean returns of the last 100 training episodes."""
+    rows = read_progress(path)[1]
+    return np.array([float(row["total_steps"]) for row in rows]), np.array([float(row["episode_return"]) for row in rows])
+
+
+def score(path: Path) -> float:
+    """Return the mean of the last 100 training episodes; for CartPole the best that this mean ever was."""
+    returns = curve(path)[1]
+    return float(np.nanmax(returns) if path.parent.name == "CartPole-v1" else returns[-1])
+
+
+def tabulate() -> None:
+    """Write the table and draw the curves of all results that are there."""
+    tasks = ["CartPole-v1", *MUJOCO]
+    with (RESULTS / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["task", "mean", "std", "to_reach", "seeds"])
+        for task in tasks:
+            scores = [score(path) for path in sorted((RESULTS / task).glob("seed*.csv"))]
+            if scores:
+                listed = " ".join(f"{x:.0f}" for x in scores)
+                row = [task, f"{np.mean(scores):.0f}", f"{np.std(scores):.0f}", f"{MUJOCO.get(task, 475.0):.0f}", listed]
+                writer.writerow(row)
+                print("  ".join(row))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.6), layout="constrained")
+    for axis, task in zip(axes, tasks, strict=True):
+        for path in sorted((RESULTS / task).glob("seed*.csv")):
+            steps, returns = curve(path)
+            axis.plot(steps / 1e6, returns, linewidth=1)
+        axis.axhline(MUJOCO.get(task, 475.0), color="0.4", linestyle=":", linewidth=1)
+        axis.set_title(task, fontsize=10)
+        axis.set_xlabel("million steps")
+        axis.grid(color="0.92")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("return, last 100 episodes")
+    figure.savefig(RESULTS / "curves.png", dpi=150)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one core each")
+    with ThreadPoolExecutor(parser.parse_args().jobs) as pool:
+        list(pool.map(lambda run: train(*run), RUNS))
+    tabulate()

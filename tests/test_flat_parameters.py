@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""The flat tensors, and clipping and Adam on them against torch's own."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters
+from ppo_mpi_base.networks import mlp
+
+
+def networks(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    return mlp(3, 2, (5,)).to(dtype), mlp(3, 1, (4,)).to(dtype)
+
+
+def flat_of(policy: nn.Module, value: nn.Module, statistics: int = 0) -> FlatParameters:
+    return FlatParameters({"policy": list(policy.parameters()), "value": list(value.parameters())}, statistics)
+
+
+def backward(policy: nn.Module, value: nn.Module, k: int = 0) -> None:
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    (policy(x).square().sum() + 3 * (value(x) - 1).square().sum()).backward()
+
+
+def test_parameters_keep_their_values_and_become_views() -> None:
+    policy, value = networks()
+    before = [p.detach().clone() for net in (policy, value) for p in net.parameters()]
+    flat = flat_of(policy, value, statistics=3)
+    assert all(torch.equal(a, b) for a, b in zip(flat.parameters(), before, strict=True))
+    assert torch.equal(flat.data, torch.cat([p.flatten() for p in before]))
+    n = sum(p.numel() for p in policy.parameters())
+    assert flat.slices == {"policy": slice(0, n), "value": slice(n, len(flat.data))}
+    assert flat.message.shape == (len(flat.data) + 3,) and flat.message.is_contiguous() and not flat.message.any()
+    flat.data.fill_(2.0)
+    assert all((p == 2).all() for net in (policy, value) for p in net.parameters())
+
+
+def test_gradients_accumulate_in_the_message() -> None:
+    policy, value = networks()
+    twin_policy, twin_value = copy.deepcopy((policy, value))
+    flat = flat_of(policy, value, statistics=2)
+    for k in range(2):
+        backward(policy, value, k)
+        backward(twin_policy, twin_value, k)
+    wanted = torch.cat([p.grad.flatten() for net in (twin_policy, twin_value) for p in net.parameters()])  # type: ignore[union-attr]
+    torch.testing.assert_close(flat.gradient, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(flat.message[: len(wanted)], flat.gradient) and not flat.statistics.any()
+    flat.statistics.fill_(5.0)
+    assert flat.message[-2:].tolist() == [5.0, 5.0] and flat.attached()
+    flat.message.zero_()
+    assert all(not p.grad.any() for p in flat.parameters())  # type: ignore[union-attr]
+
+
+def test_what_cuts_the_views_is_noticed() -> None:
+    for cut in (
+        lambda policy: policy.zero_grad(),
+        lambda policy: policy.load_state_dict(copy.deepcopy(policy.state_dict()), assign=True),
+        lambda policy: setattr(policy[1].weight, "data", policy[1].weight.data.clone()),
+        lambda policy: setattr(policy[-1].bias, "grad", policy[-1].bias.grad.clone()),
+    ):
+        policy, value = networks()
+        flat = flat_of(policy, value)
+        backward(policy, value)
+        assert flat.attached()
+        cut(policy)
+        # A parameter that was replaced is no longer the one that the flat tensor knows.
+        own = {id(p) for p in flat.parameters()}
+        assert not flat.attached() or not all(id(p) in own for p in policy.parameters())
+
+
+def test_loading_a_state_keeps_the_views() -> None:
+    policy, value = networks()
+    flat = flat_of(policy, value)
+    state = {name: torch.full_like(x, 0.5) for name, x in policy.state_dict().items()}
+    policy.load_state_dict(state)
+    assert flat.attached() and (flat.data[flat.slices["policy"]] == 0.5).all()
+
+
+def test_a_parameter_of_two_slices_belongs_to_the_first_and_a_frozen_one_to_none() -> None:
+    shared, own, frozen = nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(2, 2).requires_grad_(False)
+    flat = FlatParameters(
+        {"policy": [*shared.parameters(), *frozen.parameters()], "value": [*shared.parameters(), *own.parameters()]}
+    )
+    assert flat.slices == {"policy": slice(0, 6), "value": slice(6, 9)}
+    assert {id(p) for p in flat.parameters()} == {id(p) for p in (*shared.parameters(), *own.parameters())}
+
+
+def test_views_have_the_parameters_shapes_and_order() -> None:
+    flat = flat_of(*networks())
+    views = flat.views(torch.arange(len(flat.data)))
+    assert [v.shape for v in views] == [p.shape for p in flat.parameters()]
+    assert torch.equal(torch.cat([v.flatten() for v in views]), torch.arange(len(flat.data)))
+
+
+def test_adam_is_torchs_over_100_steps() -> None:
+    policy, value = networks()
+    twin_policy, twin_value = copy.deepcopy((policy, value))
+    flat = flat_of(policy, value)
+    adam = Adam(flat, epsilon=1e-5)
+    rates = {"policy": 3e-3, "value": 1e-2}
+    theirs = {
+        "policy": torch.optim.Adam(twin_policy.parameters(), lr=rates["policy"], eps=1e-5),
+        "value": torch.optim.Adam(twin_value.parameters(), lr=rates["value"], eps=1e-5),
+    }
+    for k in range(100):
+        flat.message.zero_()
+        twin_policy.zero_grad()
+        twin_value.zero_grad()
+        backward(policy, value, k)
+        backward(twin_policy, twin_value, k)
+        rates["value"] *= 0.99
+        theirs["value"].param_groups[0]["lr"] = rates["value"]
+        # The policy rests now and then, so that the slices' numbers of steps differ.
+        for name in ("value",) if k % 4 == 3 else ("policy", "value"):
+            gradient = flat.gradient.clone()
+            adam.step(name, rates[name])
+            theirs[name].step()
+            assert torch.equal(flat.gradient, gradient)
+    wanted = torch.cat([p.detach().flatten() for net in (twin_policy, twin_value) for p in net.parameters()])
+    torch.testing.assert_close(flat.data, wanted, rtol=1e-10, atol=1e-12)
+    assert adam.steps == {"policy": 75, "value": 100} and flat.attached()
+
+
+def test_a_step_of_one_slice_leaves_the_other_alone() -> None:
+    policy, value = networks()
+    flat = flat_of(policy, value)
+    adam = Adam(flat)
+    backward(policy, value)
+    before = flat.data.clone()
+    adam.step("value", 0.1)
+    n = flat.slices["value"].start
+    assert torch.equal(flat.data[:n], before[:n]) and (flat.data[n:] != before[n:]).all()
+    assert not adam.first_moment[:n].any() and not adam.second_moment[:n].any()
+
+
+@given(scale=st.sampled_from([1e-3, 1.0, 1e4]), limit=st.sampled_from([0.1, 1.0, 50.0]), seed=st.integers(0, 1000))
+@settings(max_examples=30)
+def test_each_slice_is_clipped_by_its_own_norm_as_torch_does(scale: float, limit: float, seed: int) -> None:
+    policy, value = networks()
+    flat = flat_of(policy, value, statistics=1)
+    torch.manual_seed(seed)
+    flat.message.copy_(scale * torch.randn_like(flat.message))
+    before = flat.message.clone()
+    twins = [nn.Parameter(p.detach().clone()) for p in policy.parameters()]
+    for twin, p in zip(twins, policy.parameters(), strict=True):
+        twin.grad = p.grad.clone()  # type: ignore[union-attr]
+    their_norm = torch.nn.utils.clip_grad_norm_(twins, limit).item()
+    norm = flat.norm("policy")
+    assert norm == pytest.approx(their_norm, rel=1e-10)
+    flat.clip_("policy", norm, limit)
+    n = flat.slices["policy"].stop
+    wanted = torch.cat([twin.grad.flatten() for twin in twins])  # type: ignore[union-attr]
+    torch.testing.assert_close(flat.gradient[:n], wanted, rtol=2e-5, atol=0)  # torch adds 1e-6 to the norm
+    assert torch.equal(flat.message[n:], before[n:])
+
+
+def test_no_limit_and_a_limit_above_the_norm_change_nothing() -> None:
+    policy, value = networks()
+    flat = flat_of(policy, value)
+    backward(policy, value)
+    before = flat.gradient.clone()
+    assert flat.norm("value") == pytest.approx(math.sqrt(flat.gradient[flat.slices["value"]].square().sum().item()))
+    flat.clip_("policy", flat.norm("policy"), None)
+    flat.clip_("policy", flat.norm("policy"), flat.norm("policy"))
+    assert torch.equal(flat.gradient, before)

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""Compiled gradients equal eager ones, notice what changes, and give way with one line where they cannot compile."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters
+from ppo_mpi_base.gradients import CompiledGradients, EagerGradients, Objective, choose_gradients
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
+from ppo_mpi_base.ppo import ppo_losses
+from ppo_mpi_base.rollout import Batch
+
+NOBODY: frozenset[str] = frozenset()
+STATISTICS = 8
+BOX = Box(-np.inf, np.inf, (3,), np.float32)
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++")
+
+
+def coefficients(**more: float) -> dict[str, Tensor]:
+    named = {"clip_ratio": 0.2, "entropy_coef": 0.01, "value_coef": 0.5, **more}
+    return {name: torch.tensor(x) for name, x in named.items()}
+
+
+def cnn(obs_dim: int, out_dim: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(obs_dim, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 4, out_dim))
+
+
+def parts(
+    network_fn: Any, observations: gymnasium.Space, actions: gymnasium.Space, loss_fn: Any = ppo_losses, hooks: Any = ()
+) -> tuple[Objective, FlatParameters]:
+    """Return an objective and its flat parameters, with the same weights each time."""
+    torch.manual_seed(0)
+    n = observation_dim(observations)
+    actor_critic = ActorCritic(network_fn(n, action_dim(actions)), network_fn(n), observations, actions)
+    return Objective(actor_critic, loss_fn, hooks), FlatParameters(actor_critic.parameter_slices(), STATISTICS)
+
+
+def batches_of(observations: gymnasium.Space, actions: gymnasium.Space, count: int, size: int = 16) -> list[Batch]:
+    """Return random minibatches."""
+    random, made = np.random.default_rng(0), []
+    for _ in range(count):
+        acted = random.integers(0, actions.n, size) if isinstance(actions, Discrete) else random.normal(size=(size, 2))
+        seen = random.uniform(0, 255, (size, *(observations.shape or ())))
+        columns = [torch.as_tensor(random.normal(size=size), dtype=torch.float32) for _ in range(4)]
+        made.append(
+            Batch(
+                torch.as_tensor((seen / 255 if observations.dtype.kind == "f" else seen).astype(observations.dtype)),  # type: ignore[union-attr]
+                torch.as_tensor(acted, dtype=torch.int64 if isinstance(actions, Discrete) else torch.float32),
+                columns[0] - 3,
+                *columns[1:],
+                extras={},
+            )
+        )
+    return made
+
+
+class Weighted(Hooks):
+    """Adds a loss, weighted by a number of its own."""
+
+    weight = 0.0
+
+    def on_losses(self, actor_critic: ActorCritic, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**losses, "small": self.weight * actor_critic.value(batch.observations).square().mean()}
+
+
+def test_eager_gradients_are_autograds() -> None:
+    objective, flat = parts(mlp, BOX, Box(-1, 1, (2,)))
+    first, second = batches_of(BOX, Box(-1, 1, (2,)), 2)
+    gradients = EagerGradients(objective, flat)
+    gradients.add(first, coefficients(), NOBODY, 0.25)
+    gradients.add(second, coefficients(), NOBODY, 0.75)
+    wanted, numbers = torch.zeros_like(flat.gradient), torch.zeros(STATISTICS)
+    for batch, weight in ((first, 0.25), (second, 0.75)):
+        losses, statistics = ppo_losses(objective.actor_critic, batch, coefficients())
+        found = torch.autograd.grad(losses["policy"] + losses["value"], flat.parameters())
+        wanted += weight * torch.cat([g.flatten() for g in found])
+        numbers[:5] += weight * torch.stack([*losses.values(), *statistics.values()]).detach()
+    torch.testing.assert_close(flat.gradient, wanted)
+    torch.testing.assert_close(flat.statistics, numbers)
+    assert flat.attached()
+    assert list(objective.terms(first, coefficients())[1])[:2] == ["policy_loss", "value_loss"]
+
+
+def test_idle_losses_are_reported_but_train_nothing() -> None:
+    objective, flat = parts(mlp, BOX, Discrete(3))
+    (batch,) = batches_of(BOX, Discrete(3), 1)
+    EagerGradients(objective, flat).add(batch, coefficients(), frozenset({"policy"}), 1.0)
+    assert not flat.gradient[flat.slices["policy"]].any() and flat.gradient[flat.slices["value"]].any()
+    assert flat.statistics[:5].all()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("network_fn", "observations", "actions"),
+    [(mlp, BOX, Box(-1, 1, (2,))), (cnn, Box(0, 255, (1, 6, 6), np.uint8), Discrete(3))],
+    ids=["MLP, Gaussian", "CNN, categorical"],
+)
+def test_compiled_equals_eager_after_20_updates(
+    network_fn: Any, observations: gymnasium.Space, actions: gymnasium.Space
+) -> None:
+    if network_fn is cnn:  # bytes up to 255 would make the loss too steep to compare
+        network_fn = lambda n, m=1: nn.Sequential(nn.AvgPool2d(1, divisor_override=255), cnn(n, m))  # noqa: E731
+    results, told = [], []
+    batches = batches_of(observations, actions, 20)
+    for kind in (EagerGradients, CompiledGradients):
+        objective, flat = parts(network_fn, observations, actions)
+        gradients = kind(objective, flat) if kind is EagerGradients else CompiledGradients(objective, flat, told.append)
+        adam, statistics = Adam(flat), []
+        for k, batch in enumerate(batches):
+            flat.message.zero_()
+            # The clip ratio falls, as in training: a tensor, so that nothing is compiled anew.
+            gradients.add(batch, coefficients(clip_ratio=0.2 - 0.005 * k), NOBODY, 1.0)
+            for name in flat.slices:
+                flat.clip_(name, flat.norm(name), 1.0)
+                adam.step(name, 1e-3)
+            statistics.append(flat.statistics.clone())
+        assert flat.attached()
+        seen = batches[0].observations[:5]
+        noise = torch.as_tensor(action_noise(actions, np.random.default_rng(0), 5), dtype=torch.float32)
+        acted = gradients.act(seen, noise) if network_fn is mlp else (torch.zeros(1),)
+        results.append((flat.data, torch.stack(statistics), acted))
+    assert told == []
+    (eager, eager_statistics, eager_acted), (compiled, compiled_statistics, compiled_acted) = results
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled_statistics, eager_statistics, rtol=1e-4, atol=1e-5)
+    for a, b in zip(compiled_acted, eager_acted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+# Numbers that a loss or a network reads from outside. The second one's name holds that of a tensor of the package.
+strength = 1.0
+inflation = 1.0
+
+
+class Tempered(nn.Linear):
+    """A network that reads a number of its own."""
+
+    temperature = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.temperature
+
+
+class Numbers:
+    """A loss that reads numbers from everywhere, and what it takes to change each."""
+
+    def __init__(self) -> None:
+        self.own = {"factor": 1.0}
+        self.hook = Weighted()
+        self.objective, self.flat = parts(lambda n, m=1: Tempered(n, m), BOX, Discrete(2), self, [self.hook])
+        (self.batch,) = batches_of(BOX, Discrete(2), 1, size=4)
+
+    def __call__(self, actor_critic: ActorCritic, batch: Batch, _: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        value = actor_critic.value(batch.observations).mean() * strength * inflation * self.own["factor"]
+        return {"value": value}, {}
+
+    def change(self, what: str, to: float) -> None:
+        if what in ("strength", "inflation"):
+            globals()[what] = to
+        elif what == "own":
+            self.own["factor"] = to
+        elif what == "hook":
+            self.hook.weight = to
+        else:
+            self.objective.actor_critic.value_network.temperature = to  # type: ignore[union-attr,assignment]
+
+    def message(self, gradients: EagerGradients) -> Tensor:
+        self.flat.message.zero_()
+        gradients.add(self.batch, {}, NOBODY, 1.0)
+        return self.flat.message.clone()
+
+
+@pytest.fixture(scope="module")
+def compiled_numbers() -> tuple[Numbers, CompiledGradients]:
+    numbers = Numbers()
+    gradients = CompiledGradients(numbers.objective, numbers.flat, lambda line: pytest.fail(line))
+    numbers.message(gradients)
+    return numbers, gradients
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("what", ["strength", "inflation", "own", "hook", "temperature"])
+def test_a_number_from_outside_that_changes_is_noticed(what: str, compiled_numbers: Any) -> None:
+    numbers, gradients = compiled_numbers
+    before = 0.0 if what == "hook" else 1.0
+    numbers.change(what, 2.0)
+    try:
+        if what == "strength":  # compiled anew in earnest; for the others it is enough that it would be
+            torch.testing.assert_close(numbers.message(gradients), numbers.message(EagerGradients(numbers.objective, numbers.flat)))
+            return
+        (compiled,) = gradients._gradients.values()
+        torch.compiler.set_stance("fail_on_recompile")
+        with torch.no_grad(), pytest.raises(RuntimeError, match="recompile"):
+            compiled(numbers.flat.data, numbers.flat.message, numbers.batch, {})
+    finally:
+        torch.compiler.set_stance("default")
+        numbers.change(what, before)
+
+
+@needs_a_compiler
+def test_a_number_that_changes_too_often_ends_in_one_line_not_in_an_error() -> None:
+    # A weight that a hook lowers in each iteration: torch stops compiling anew after some times.
+    numbers, told = Numbers(), []  # type: ignore[var-annotated]
+    gradients = CompiledGradients(numbers.objective, numbers.flat, told.append)
+    eager = EagerGradients(numbers.objective, numbers.flat)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for weight in (0.0, 0.5, 0.7):
+            numbers.change("hook", weight)
+            torch.testing.assert_close(numbers.message(gradients), numbers.message(eager))
+    assert len(told) == 1 and "\n" not in told[0]
+
+
+def untraceable(actor_critic: ActorCritic, batch: Batch, named: dict[str, Tensor]) -> Any:
+    losses, statistics = ppo_losses(actor_critic, batch, named)
+    if float(losses["value"].detach()) > 1e9:  # leaves the graph
+        print("never")
+    return losses, statistics
+
+
+@needs_a_compiler
+def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
+    told: list[str] = []
+    batches = batches_of(BOX, Discrete(3), 3)
+    objective, flat = parts(mlp, BOX, Discrete(3), untraceable)
+    twin, twin_flat = parts(mlp, BOX, Discrete(3), untraceable)
+    compiled, eager = CompiledGradients(objective, flat, told.append), EagerGradients(twin, twin_flat)
+    for batch in batches:
+        compiled.add(batch, coefficients(), NOBODY, 0.5)
+        eager.add(batch, coefficients(), NOBODY, 0.5)
+    # All three, the first one included, once each.
+    torch.testing.assert_close(flat.message, twin_flat.message)
+    assert len(told) == 1 and told[0].startswith("compile: the losses run uncompiled (") and "\n" not in told[0]
+    assert flat.attached()
+
+
+def chosen(**keywords: Any) -> tuple[EagerGradients, list[str]]:
+    told: list[str] = []
+    given: dict[str, Any] = {"total_steps": 1000, "env_fn": mlp, "network_fn": mlp, **keywords}
+    return choose_gradients(Config(**given), *parts(mlp, BOX, Discrete(2)), 1, told.append), told
+
+
+LONG = {"total_steps": 1e7, "train_batch_size": 64}  # 20,000 iterations of 40 x 8 minibatches
+
+
+@needs_a_compiler
+def test_compiling_is_left_to_those_who_train_long_enough() -> None:
+    for keywords, kind in (
+        ({"compile": False, **LONG}, EagerGradients),
+        ({}, EagerGradients),
+        (LONG, CompiledGradients),
+        ({**LONG, "train_pi_epochs": 0, "train_v_epochs": 0}, EagerGradients),
+        ({"compile": True}, CompiledGradients),
+    ):
+        gradients, told = chosen(**keywords)
+        assert type(gradients) is kind and told == []
+
+
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    gradients, told = chosen(compile=True)
+    assert type(gradients) is EagerGradients and len(told) == 1 and "no C++ compiler" in told[0]
+    assert chosen(compile=False)[1] == [], "nobody asked"
