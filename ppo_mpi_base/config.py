@@ -173,7 +173,15 @@ class Config:
     log_directory: str = "./logs/"
     """Where TensorBoard's file, progress.csv and the learning curve go."""
     save_location: str | None = "./saved_model/"
-    """Where the latest and the best networks go. None: save nothing."""
+    """Where the latest and the best networks go, and the checkpoints. None: save nothing."""
+    resume: Literal["auto", False] = False
+    """"auto": continue from the newest whole checkpoint in `save_location`, or begin where there is none."""
+    checkpoint_seconds: NonNegative = 60.0
+    """Time between two checkpoints; 0 writes one after each iteration."""
+    max_seconds: Positive | None = None
+    """Stop after so long, with a checkpoint and exit status 75, as a signal (SIGTERM, SIGINT, SIGUSR1) does."""
+    stop_deadline: Positive = 30.0
+    """Seconds from a signal within which the run ends, at the last checkpoint if it must."""
     quiet: bool = False
     """Print no progress."""
 

@@ -105,11 +105,12 @@ class Environments:
         self._none = np.zeros(self.num_envs, dtype=bool)  # what most steps end
         self._none.flags.writeable = False
 
-    def reset(self, out: np.ndarray) -> None:
+    def reset(self, out: np.ndarray, episode: int = 0) -> None:
         """Begin the first episode of every environment; a second call begins the same episodes again.
 
         Args:
             out: (N, *observation shape) in the observation space's dtype; receives the first observations.
+            episode: its number, where lower ones were used up by a former process.
 
         Raises:
             ConfigurationError: a vector environment takes no sequence of seeds.
@@ -119,7 +120,8 @@ class Environments:
         self._starts = [0] * self.num_envs  # the clock when each environment's episode began
         self._returns = [0.0] * self.num_envs  # of each environment's episode so far
         self._reporting: set[int] = set()  # environments that report their own episodes
-        self._stepper.reset(out)
+        self._actions: list[np.ndarray] = []  # since the oldest episode in progress began, for `progress`
+        self._stepper.reset(out, episode)
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Transition:
         """Take one step in every environment.
@@ -134,7 +136,8 @@ class Environments:
             TrainingError: an observation or a reward has the wrong shape.
         """
         self._clock += 1
-        # A copy of the actions: an environment may keep its own, or change it in place.
+        self._actions.append(actions.copy())
+        # Another copy: an environment may keep its own, or change it in place.
         rewards, ended, final_observations, reports = self._stepper.step(actions.copy(), out)
         self._returns = list(map(add, self._returns, rewards.tolist()))  # NumPy's + takes longer on so few
         late: list[int] = []
@@ -150,11 +153,57 @@ class Environments:
         episodes = self._statistics(ended, late, reports)
         for i in ended:
             self._starts[i], self._returns[i] = self._clock, 0.0
+        del self._actions[: len(self._actions) - (self._clock - min(self._starts))]
         waiting = [i for i in ended if i not in final_observations]  # for their next episode to begin
         if waiting:
             final_observations.update((i, np.array(out[i])) for i in waiting)
             self._stepper.restart(waiting, out)
         return Transition(rewards, terminated, truncated, final_observations, episodes)
+
+    def progress(self) -> dict[str, np.ndarray]:
+        """Return the episodes in progress, for `resume`: how far they are, and the actions that led there."""
+        lengths = np.array([self._clock - start for start in self._starts])
+        actions = np.stack(self._actions) if self._actions else np.zeros((0, self.num_envs))
+        return {
+            "episodes": np.array(self._stepper.next_episode) - 1,
+            "lengths": lengths,
+            "returns": np.array(self._returns),
+            "reporting": np.array([i in self._reporting for i in range(self.num_envs)]),
+            **{f"actions{i}": actions[len(actions) - length :, i] for i, length in enumerate(lengths)},
+        }
+
+    def resume(self, progress: dict[str, np.ndarray], observations: np.ndarray, out: np.ndarray) -> list[int]:
+        """Take up the episodes of `progress` by repeating their actions; for the rest, begin ones that never were.
+
+        Args:
+            progress: as `progress()` returned it for as many environments.
+            observations: (N, *observation shape), what was to be acted on next.
+            out: (N, *observation shape), receives what is to be acted on next.
+
+        Returns:
+            The environments whose episodes could not be repeated exactly: all of a vector environment.
+        """
+        newest = int(progress["episodes"].max())
+        self.reset(out, newest + 1)
+        if isinstance(self._stepper, _Vector):
+            return list(range(self.num_envs))
+        self._starts = (-progress["lengths"]).tolist()
+        self._returns = progress["returns"].tolist()
+        self._reporting = set(np.flatnonzero(progress["reporting"]).tolist())
+        past = int(progress["lengths"].max())
+        actions = np.zeros((past, self.num_envs, *progress["actions0"].shape[1:]), progress["actions0"].dtype)
+        lost = []
+        for i, episode in enumerate(progress["episodes"].tolist()):
+            repeated = progress[f"actions{i}"]
+            if self._stepper.repeat(i, episode, repeated, out) and np.array_equal(out[i], observations[i]):
+                actions[past - len(repeated) :, i] = repeated
+            else:
+                self._stepper.next_episode[i] = newest + 2
+                self._stepper.restart([i], out)
+                self._starts[i], self._returns[i] = 0, 0.0
+                lost.append(i)
+        self._actions = list(actions)
+        return lost
 
     def close(self) -> None:
         """Close all environments."""
@@ -211,9 +260,23 @@ class _Loop:
     def __init__(self, environments: Sequence[gym.Env], seed: int, fit: _Fit) -> None:
         self.environments, self.seed, self.fit = list(environments), seed, fit
 
-    def reset(self, out: np.ndarray) -> None:
-        self.next_episode = [0] * len(self.environments)
+    def reset(self, out: np.ndarray, episode: int) -> None:
+        if episode > 0:  # episode 0 is seeded so in `restart`
+            for i, environment in enumerate(self.environments):
+                environment.reset(seed=first_seed(self.seed, self.fit.first + i, episode))
+        self.next_episode = [episode] * len(self.environments)
         self.restart(range(len(self.environments)), out)
+
+    def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
+        """Go through the beginning of an episode again; return whether it lasts as long as its actions."""
+        self.next_episode[i] = episode
+        self.restart([i], out)
+        for action in actions:
+            observation, _, terminated, truncated, _ = self.environments[i].step(action.copy())
+            if terminated or truncated:
+                return False
+            out[i] = self.fit(i, observation)
+        return True
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> _Stepped:
         """Step each environment. This is the inner loop of all training: each microsecond counts."""
@@ -264,10 +327,13 @@ class _Vector:
         self.vector, self.seed, self.fit = vector, seed, fit
         self.same_step = _autoreset_mode(vector) is AutoresetMode.SAME_STEP
 
-    def reset(self, out: np.ndarray) -> None:
+    def reset(self, out: np.ndarray, episode: int) -> None:
         n = self.vector.num_envs
+        self.next_episode = [
+            episode + 1
+        ] * n  # counts resumed processes: the episodes' own seeds are the vector's matter
         # Gymnasium wants a sequence of Python integers, ALE an array: an array of Python integers is both.
-        seeds: Any = np.array([first_seed(self.seed, self.fit.first + i) for i in range(n)], dtype=object)
+        seeds: Any = np.array([first_seed(self.seed, self.fit.first + i, episode) for i in range(n)], dtype=object)
         try:
             observations, _ = self.vector.reset(seed=seeds)
         except gym.error.Error as error:
@@ -317,9 +383,9 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
             raise ConfigurationError(f"env_fn: the {name} space {space} is not supported, only Box and Discrete are")
 
 
-def first_seed(seed: int, g: int) -> int:
+def first_seed(seed: int, g: int, episode: int = 0) -> int:
     """Return the seed of global environment `g`'s first reset, in [0, 2**31): ALE's are 32-bit integers with a sign."""
-    return int(seed_sequence(seed, EPISODES, g, 0).generate_state(1)[0] >> 1)
+    return int(seed_sequence(seed, EPISODES, g, episode).generate_state(1)[0] >> 1)
 
 
 def _check_alike(environments: Sequence[gym.Env], first_global_index: int) -> None:

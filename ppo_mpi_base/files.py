@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +19,12 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file or directory to the first free one of name.1.ending, name.2.ending, ...: nothing is lost."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    path.rename(next(name for name in names if not name.exists()))
 
 
 def make_directory(argument: str, path: str) -> None:

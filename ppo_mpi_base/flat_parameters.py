@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +95,12 @@ class Adam:
         self.flat, self.epsilon, self.betas = flat, epsilon, betas
         self.first_moment = torch.zeros_like(flat.data)
         self.second_moment = torch.zeros_like(flat.data)
-        self.steps = dict.fromkeys(flat.slices, 0)
+        self.steps = np.zeros(len(flat.slices), np.int64)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that hold everything; writing into them restores it."""
+        steps = torch.from_numpy(self.steps)
+        return {"first_moment": self.first_moment, "second_moment": self.second_moment, "steps": steps}
 
     @torch.no_grad()
     def step(self, name: str, learning_rate: float) -> None:
@@ -102,8 +108,9 @@ class Adam:
         part = self.flat.slices[name]
         gradient, m, v = self.flat.gradient[part], self.first_moment[part], self.second_moment[part]
         beta1, beta2 = self.betas
-        self.steps[name] += 1
-        count = self.steps[name]
+        index = list(self.flat.slices).index(name)
+        self.steps[index] += 1
+        count = int(self.steps[index])
         m.lerp_(gradient, 1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         correction = math.sqrt(1 - beta2**count)

@@ -40,5 +40,5 @@ class Hooks:
         """
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a saved run needs to go on exactly as if it had not stopped."""
+        """Return the tensors that hold what this hook learns, by name: checkpoints save and fill them."""
         return {}

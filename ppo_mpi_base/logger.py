@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import itertools
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.files import set_aside, write_whole
 
 LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
 LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
@@ -125,7 +124,7 @@ class _CsvFile:
         rows: list[dict[str, str]] = []
         if path.exists() and path.stat().st_size > 0:
             if resume_from_steps is None:
-                _set_aside(path)
+                set_aside(path)
             else:
                 columns, rows = _read_up_to(path, resume_from_steps)
         self._path = path
@@ -167,12 +166,6 @@ def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str,
             f"log_directory={str(path.parent)!r} has a {path.name} that no run wrote, so none can be continued there: "
             "choose another directory, or move that file away"
         ) from error
-
-
-def _set_aside(path: Path) -> None:
-    """Rename progress.csv to the first free one of progress.1.csv, progress.2.csv, ...: nobody's results are lost."""
-    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
-    path.rename(next(name for name in names if not name.exists()))
 
 
 def _tag(key: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ppo_mpi_base.mpi import Communicator
 
@@ -45,9 +46,10 @@ class RunningMoments:
         self.squares += squares.reshape(self.mean.shape) + delta**2 * (self.count[0] * count / seen)
         self.count[0] = seen
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the arrays that hold everything; writing into them restores it."""
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return tensors that share the memory of everything; writing into them restores it."""
+        arrays = {"count": self.count, "mean": self.mean, "squares": self.squares}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class RewardNormalizer:

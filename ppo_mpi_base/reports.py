@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ class Reports:
         self.directory = Path(config.log_directory)
         if ranks.is_root and config.save_location is not None:
             make_directory("save_location", config.save_location)
-        self.logger = Logger(config.log_directory, config.total_steps, quiet=config.quiet) if ranks.is_root else None
+        self.logger: Logger | None = None
+        self._config = config
+        self._early: list[str] = []  # what was to be told before the logs were open
         self.recent: deque[Episode] = deque(maxlen=WINDOW)
         self.episodes = 0
         self.best_return = float("nan")
@@ -42,6 +45,31 @@ class Reports:
         self.seconds = dict.fromkeys(("environments", "inference", "learning", "communication", "waiting"), 0.0)
         self.started = self.row_started = time.perf_counter()
         self.steps_at_row = 0
+
+    def open(self, resume_from_steps: int | None) -> None:
+        """Begin the logs, or continue those of the steps so far, on rank 0."""
+        if self.ranks.is_root:
+            config = self._config
+            self.logger = Logger(config.log_directory, config.total_steps, config.quiet, resume_from_steps)
+            for text in self._early:
+                self.logger.message(text)
+        self.steps_at_row = resume_from_steps or 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, for JSON."""
+        return {
+            "recent": [list(episode) for episode in self.recent],
+            "episodes": self.episodes,
+            "best_return": self.best_return if self.episodes else None,
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.recent.extend(Episode(*episode) for episode in state["recent"])
+        self.episodes = state["episodes"]
+        self.best_return = float("nan") if state["best_return"] is None else state["best_return"]
+        self.started -= state["seconds"]
 
     @property
     def episode_return(self) -> float:
@@ -98,6 +126,13 @@ class Reports:
         """Print a line, on rank 0."""
         if self.logger:
             self.logger.message(text)
+        else:
+            self._early.append(text)
+
+    def close(self) -> None:
+        """Close the log files and give the terminal back; a second call does nothing."""
+        if self.logger:
+            self.logger.close()
 
     def finish(self, save_location: str | None) -> Path:
         """Draw the learning curve, say on rank 0 what came out and where it is, and return the picture's path."""

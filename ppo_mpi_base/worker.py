@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppo_mpi_base import builders
+from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters
 from ppo_mpi_base.gradients import LossFunction, Objective, choose_gradients
+from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.reports import Reports
@@ -33,6 +37,8 @@ EVALUATION_BATCH = 4096
 """Samples per forward pass over a finished rollout: enough to be fast, few enough for a CNN's activations to fit."""
 SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
+COMPARE_EVERY = 10
+"""Iterations between two comparisons of the parameters over ranks."""
 MOST_STATISTICS = 32
 """Statistics, losses among them, that travel with each gradient."""
 
@@ -63,13 +69,14 @@ class Worker:
         ranks: the collectives, and this rank's number.
         actor_critic: the networks, whose parameters are views into `flat`.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
+        interrupted: whether a signal or `max_seconds` ends the run after this iteration, on all ranks.
         learning_rates: slice name ("policy", "value") -> learning rate; hooks may change it between iterations.
         coefficients: name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations.
         reports: the last 100 episodes and where the time goes.
     """
 
-    def __init__(self, config: Config, ranks: Communicator, loss_fn: LossFunction) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: Communicator, loss_fn: LossFunction, interruption: Interruption) -> None:
+        self.config, self.ranks, self.interruption = config, ranks, interruption
         self.device = torch.device(config.device or "cpu")
         self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
@@ -98,9 +105,14 @@ class Worker:
         self._external_loss: float | None = None
 
         self.broadcast_parameters()
-        self.environments.reset(self.storage.observations[0])
         for hook in config.hooks:
             hook.on_start(self)
+        self.interrupted = False
+        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, self.reports.tell)
+        if not (config.resume == "auto" and self.checkpoints.restore(self)):
+            self.checkpoints.begin_anew()
+            self.environments.reset(self.storage.observations[0])
+        together(ranks, lambda: self.reports.open(self.total_steps or None))
 
     def broadcast_parameters(self) -> None:
         """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
@@ -108,6 +120,71 @@ class Worker:
             array = tensor.cpu().numpy()
             self.ranks.broadcast_(array)
             tensor.copy_(torch.as_tensor(array))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return, by name, the tensors that are equal on all ranks and hold what was learned; writing restores it."""
+        parts: dict[str, dict[str, Tensor]] = {
+            "adam": self.optimizer.state(),
+            "observations": self.observation_moments.state(),
+            "rewards": self.reward_normalizer.moments.state(),
+            "coefficients": self.coefficients,
+            "not_trained": {str(k): tensor for k, tensor in enumerate(self._not_trained())},
+            **{f"hook{k}": hook.state() for k, hook in enumerate(self.config.hooks)},
+        }
+        named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {"parameters": self.flat.data, **named}
+
+    def local_state(self) -> dict[str, np.ndarray]:
+        """Return, by name, what is this rank's own: its episodes in progress and its random numbers."""
+        return {
+            "observations": self.storage.observations[0].copy(),
+            "discounted_returns": self.reward_normalizer.returns.copy(),
+            "torch": torch.get_rng_state().numpy(),
+            **{f"environments/{name}": array for name, array in self.environments.progress().items()},
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run is, for JSON."""
+        return {
+            "total_steps": self.total_steps,
+            "iteration": self.iteration,
+            "ranks": self.ranks.size,
+            "environments": self.config.environments_per_rank,
+            "learning_rates": self.learning_rates,
+            "reports": self.reports.state(),
+        }
+
+    def continue_from(self, progress: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Take up a run whose `state` is restored already; `arrays` holds the `local_state` of each of its ranks.
+
+        Collective: call on all ranks.
+        """
+        self.total_steps, self.iteration = progress["total_steps"], progress["iteration"]
+        self.learning_rates = progress["learning_rates"]
+        self.reports.restore(progress["reports"])
+        tell = self.reports.tell
+        if (progress["ranks"], progress["environments"]) != (self.ranks.size, self.config.environments_per_rank):
+            episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
+            self.environments.reset(self.storage.observations[0], int(episodes.max()) + 1)
+            was = f"{progress['ranks']} ranks x {progress['environments']} environments"
+            batch = self.config.minibatch_size * self.ranks.size
+            tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
+            return
+        prefix = f"rank{self.ranks.rank}/"
+        mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        torch.set_rng_state(torch.as_tensor(mine["torch"]))
+        self.reward_normalizer.returns[:] = mine["discounted_returns"]
+        of_episodes = {
+            name.removeprefix("environments/"): x for name, x in mine.items() if name.startswith("environments/")
+        }
+        lost = self.environments.resume(of_episodes, mine["observations"], self.storage.observations[0])
+        self.reward_normalizer.returns[lost] = 0.0
+        if (count := sum(self.ranks.gather_all(len(lost)))) > 0:
+            tell(
+                f"resumed at {self.total_steps:,} steps: {count} environments cannot be restored and begin new episodes"
+            )
+        else:
+            tell(f"resumed at {self.total_steps:,} steps")
 
     def _not_trained(self) -> list[Tensor]:
         frozen = [parameter.data for parameter in self.actor_critic.parameters() if not parameter.requires_grad]
@@ -260,6 +337,7 @@ class Worker:
         return frozenset(over | {"policy"} if self.stopped_by_kl else over)
 
     def _begin_update(self, update: list[Batch]) -> None:
+        self._update = update
         self.flat.message.zero_()
         samples = sum(len(batch.advantages) for batch in update)
         self._per_sample = 1 / (samples * self.ranks.size)
@@ -318,14 +396,25 @@ class Worker:
         names = [n for n in self.flat.slices if n not in self.idle and not (n == "policy" and self.stopped_by_kl)]
         norms = {name: self.flat.norm(name) for name in names}
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
-            raise TrainingError(
-                f"gradient or loss is not finite in iteration {self.iteration} (total_steps {self.total_steps}): "
-                f"norms {norms}, statistics {statistics}; no parameter was changed"
-            )
+            self._raise_not_finite()
         for name in names:
             self.flat.clip_(name, norms[name], self.gradient_limits[name])
             self.optimizer.step(name, self.learning_rates[name])
         self.reports.seconds["learning"] += time.perf_counter() - started
+
+    def _raise_not_finite(self) -> None:
+        """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
+        self.flat.message.zero_()
+        for batch in self._update:
+            self.backward(batch)
+        finite = self.ranks.gather_all(bool(self.flat.message.isfinite().all()))
+        culprits = [rank for rank, fine in enumerate(finite) if not fine]
+        self.ranks.raise_together(
+            TrainingError(
+                f"gradient or loss is not finite: rank {', '.join(map(str, culprits)) or 'any (only their sum)'}, "
+                f"iteration {self.iteration} (total_steps {self.total_steps}); no parameter was changed"
+            )
+        )
 
     def finish_iteration(self, rollout: Rollout) -> None:
         """Update normalization and schedules, run hooks, write logs and networks. Collective: call on all ranks."""
@@ -344,6 +433,35 @@ class Worker:
         if config.save_location is not None and self.ranks.is_root and (over or self.iteration % SAVE_EVERY == 0):
             save_policy(config, "latest", self.actor_critic, self.total_steps, self.reports.episode_return)
         self.storage.start_next()
+        if self.iteration % COMPARE_EVERY == 0:
+            self.check_in_step()
+        # One number, so that all ranks save or stop together: 2 where one was asked to stop, 1 where it is time to save.
+        wanted = self.ranks.max(
+            2 if self.interruption.requested else float(self.ranks.is_root and self.checkpoints.due)
+        )
+        self.interrupted = wanted == 2 and not over
+        if wanted or over:
+            self.checkpoints.save(self)
+
+    def check_in_step(self) -> None:
+        """Compare parameters over ranks by a hash. Collective: call on all ranks.
+
+        Raises:
+            TrainingError: they differ; the message names the first differing tensor and rank.
+        """
+        hashes = self.ranks.gather_all(zlib.crc32(self.flat.data.cpu().numpy().data))
+        if len(set(hashes)) == 1:
+            return
+        rank = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
+        parameters = {id(parameter): name for name, parameter in self.actor_critic.named_parameters()}
+        tensors = self.ranks.gather_all([zlib.crc32(p.detach().cpu().numpy().data) for p in self.flat.parameters()])
+        names = [parameters[id(parameter)] for parameter in self.flat.parameters()]
+        name = next(name for k, name in enumerate(names) if tensors[rank][k] != tensors[0][k])
+        error = TrainingError(
+            f"ranks are out of step: {name} on rank {rank} differs from rank 0's in iteration {self.iteration} "
+            f"(total_steps {self.total_steps}): a hook or a callback must do the same on all ranks"
+        )
+        self.ranks.raise_together(error)
 
     def _anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
@@ -388,8 +506,13 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     with fail_together(ranks):
         if (threads := default_threads(ranks)) is not None:
             torch.set_num_threads(threads)
-        worker = Worker(config, ranks, loss_fn)
-        try:
-            yield worker
-        finally:
-            worker.environments.close()
+        with Interruption(config.max_seconds, config.stop_deadline) as interruption:
+            worker = Worker(config, ranks, loss_fn, interruption)
+            try:
+                yield worker
+            finally:
+                worker.environments.close()
+                worker.reports.close()
+    if worker.interrupted:
+        worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
+        raise SystemExit(REQUEUE)

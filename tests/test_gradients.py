@@ -198,7 +198,9 @@ def test_a_number_from_outside_that_changes_is_noticed(what: str, compiled_numbe
     numbers.change(what, 2.0)
     try:
         if what == "strength":  # compiled anew in earnest; for the others it is enough that it would be
-            torch.testing.assert_close(numbers.message(gradients), numbers.message(EagerGradients(numbers.objective, numbers.flat)))
+            torch.testing.assert_close(
+                numbers.message(gradients), numbers.message(EagerGradients(numbers.objective, numbers.flat))
+            )
             return
         (compiled,) = gradients._gradients.values()
         torch.compiler.set_stance("fail_on_recompile")

@@ -156,7 +156,12 @@ def test_discrete_actions_count_from_the_spaces_start() -> None:
 
 
 def test_dimensions() -> None:
-    assert [observation_dim(s) for s in (BOX4, Box(0, 255, (3, 84, 84), np.uint8), Box(0, 1, ()), Discrete(7))] == [4, 3, 1, 7]
+    assert [observation_dim(s) for s in (BOX4, Box(0, 255, (3, 84, 84), np.uint8), Box(0, 1, ()), Discrete(7))] == [
+        4,
+        3,
+        1,
+        7,
+    ]
     assert [action_dim(s) for s in ACTION_SPACES] == [1, 3, 2, 6, 1, 2, 5]
 
 
@@ -225,7 +230,9 @@ def test_a_shared_layer_is_trained_once() -> None:
 def test_the_standard_deviation_starts_where_it_is_told() -> None:
     policy = actor_critic(BOX4, Box(-1, 1, (2, 3)), initial_log_std=-0.7)
     assert torch.equal(policy.log_std, torch.full((2, 3), -0.7)) and policy.log_std.requires_grad
-    assert policy.policy(torch.zeros(1, 4)).entropy().item() == pytest.approx(6 * (-0.7 + 0.5 * math.log(2 * math.pi * math.e)))
+    assert policy.policy(torch.zeros(1, 4)).entropy().item() == pytest.approx(
+        6 * (-0.7 + 0.5 * math.log(2 * math.pi * math.e))
+    )
     assert not hasattr(actor_critic(BOX4, Discrete(2)), "log_std")
 
 

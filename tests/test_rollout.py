@@ -278,5 +278,7 @@ def test_a_callback_must_keep_the_number_of_steps() -> None:
 
 
 def test_done_is_either_end() -> None:
-    done: Tensor = rollout_of(rewards=[[0.0] * 3], terminated=[[True, False, False]], truncated=[[False, True, False]]).done
+    done: Tensor = rollout_of(
+        rewards=[[0.0] * 3], terminated=[[True, False, False]], truncated=[[False, True, False]]
+    ).done
     assert done.tolist() == [[True, True, False]]

@@ -14,7 +14,9 @@ from ppo_mpi_base.storage import Storage
 BOX = Box(-np.inf, np.inf, (2,), np.float32)
 
 
-def storage(observations: gymnasium.Space = BOX, actions: gymnasium.Space = BOX, length: int = 5, n: int = 3) -> Storage:
+def storage(
+    observations: gymnasium.Space = BOX, actions: gymnasium.Space = BOX, length: int = 5, n: int = 3
+) -> Storage:
     return Storage(length, n, observations, actions)
 
 

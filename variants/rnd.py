@@ -46,6 +46,12 @@ class RandomNetworkDistillation(Hooks):
         worker.ranks.mean_(self.flat.gradient.numpy())
         self.optimizer.step("predictor", self.learning_rate)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all that a resumed run needs; the target is drawn from the seed again."""
+        parts = {"adam": self.optimizer.state(), "seen": self.observations.state(), "errors": self.errors.state()}
+        named = {f"{part}/{name}": x for part, tensors in parts.items() for name, x in tensors.items()}
+        return {"predictor": self.flat.data, **named}
+
 
 def rnd_ppo(coefficient: float = 0.5, **keywords: Any) -> Result:
     """Train as `PPO(**keywords)` does, with the bonus times `coefficient` added to the rewards."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ def launch(
     """Run a script, given as its file's Path or as its text, under `mpiexec -n ranks`.
 
     mpiexec is the one beside the running interpreter; the test is skipped where there is none. `env` adds variables. A
-    run that is not over after `timeout` seconds is killed with all its ranks and fails the test.
+    run that is not over after `timeout` seconds is ended with all its ranks and fails the test.
     """
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists():
@@ -52,7 +51,6 @@ def run(
             file.write_text(script, encoding="utf-8")
         command = [*prefix, sys.executable, str(file), *arguments]
         start = time.monotonic()
-        # A session of its own, so that the launcher, its helpers and all ranks can be killed at once.
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -60,16 +58,15 @@ def run(
             stderr=subprocess.PIPE,
             text=True,
             env={**_environment(), **(env or {})},
-            start_new_session=True,
         ) as process:
             try:
                 stdout, stderr = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
-                process.terminate()  # mpiexec ends its ranks, which may be in sessions of their own
-                time.sleep(1.0)
-                os.killpg(process.pid, signal.SIGKILL)
-                stdout, stderr = process.communicate()
+                process.terminate()
+                stdout, stderr = process.communicate(timeout=10)
                 pytest.fail(f"still running after {timeout} s: {' '.join(command)}\n{stdout}\n{stderr}")
+            finally:
+                process.terminate()  # not kill: mpiexec ends its ranks, whatever exception ends this test
     return Finished(process.returncode, stdout, stderr, time.monotonic() - start)
 
 

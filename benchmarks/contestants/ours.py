@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""This package: `mpiexec -n 2 python benchmarks/contestants/ours.py --setting paper`."""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+
+import gymnasium
+import mujoco
+import numpy as np
+from torch import nn
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.mpi import world
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.worker import Worker
+
+WARM_ITERATIONS = 3
+MESSAGES = 500
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one rank does in an iteration: N environments, T steps, minibatches of B samples, and epochs."""
+
+    environments: int
+    length: int
+    minibatch: int
+    epochs: int
+
+    @property
+    def updates(self) -> int:
+        """Updates per iteration."""
+        return self.epochs * self.environments * self.length // self.minibatch
+
+
+SETTINGS = {  # with two ranks:
+    "paper": Setting(16, 64, 32, 10),  # 2,048 samples, updates of 64
+    "middle": Setting(16, 128, 128, 4),  # 4,096 samples, updates of 256
+    "throughput": Setting(32, 128, 512, 2),  # 8,192 samples, updates of 1,024
+}
+
+mujoco.set_mju_user_warning(lambda message: None)
+
+
+class Stopwatch(Hooks):
+    """Measure whole iterations for some seconds after the warm-up, then end the run."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.rows: list[dict[str, float]] = []
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Start the clock once all is compiled; stop training once the time is over."""
+        if worker.iteration == WARM_ITERATIONS:
+            self.message_seconds = seconds_per_message(worker)
+            worker.reports.times_row(worker.total_steps)  # the next row must not count the messages
+            self.first_step, self.started = worker.total_steps, time.perf_counter()
+        elif worker.iteration > WARM_ITERATIONS:
+            self.rows.append(statistics)
+            passed = worker.ranks.max(time.perf_counter() - self.started)
+            if passed > self.seconds:
+                self.steps_per_second = (worker.total_steps - self.first_step) / passed
+                worker.total_steps = worker.config.total_steps  # on all ranks in the same iteration
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a row's figure over the measured iterations."""
+        return float(np.mean([row[name] for row in self.rows]))
+
+
+def seconds_per_message(worker: Worker) -> float:
+    """Return what one Allreduce costs ranks that need not wait for each other. Collective: call on all ranks."""
+    message = np.zeros(worker.flat.message.numel(), np.float32)
+    taken = []
+    for _ in range(MESSAGES):
+        started = time.perf_counter()
+        worker.ranks.sum_(message)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def env_fn() -> gymnasium.Env:
+    return gymnasium.make("HalfCheetah-v5")
+
+
+def network_fn(obs_dim: int, act_dim: int) -> nn.Module:
+    return mlp(obs_dim, act_dim, hidden=(64, 64), activation=nn.Tanh)
+
+
+def value_network_fn(obs_dim: int) -> nn.Module:
+    return mlp(obs_dim, 1, hidden=(64, 64), activation=nn.Tanh)
+
+
+def keywords(setting: Setting, directory: str, compiled: bool = True) -> dict[str, object]:
+    """Return the keywords of `PPO`: those of examples/mujoco, normalization among them, which no peer does here."""
+    return {
+        "total_steps": 1e9,
+        "env_fn": env_fn,
+        "network_fn": network_fn,
+        "value_network_fn": value_network_fn,
+        "use_vectorized_envs": True,
+        "num_environments": setting.environments,
+        "rollout_length_per_worker": setting.length,
+        "train_batch_size": setting.minibatch,
+        "train_pi_epochs": setting.epochs,
+        "train_v_epochs": setting.epochs,
+        "vf_lr": 3e-4,
+        "pi_grad_clip": 0.5,
+        "v_grad_clip": 0.5,
+        "adam_epsilon": 1e-5,
+        "anneal_lr": True,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+        "orthogonal_init": True,
+        "compile": compiled,
+        "log_directory": directory,
+        "save_location": None,
+        "quiet": True,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--setting", choices=SETTINGS, default="paper")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--seconds", type=float, default=12)
+    arguments = parser.parse_args()
+    setting, stopwatch = SETTINGS[arguments.setting], Stopwatch(arguments.seconds)
+    with tempfile.TemporaryDirectory() as directory:
+        PPO(**keywords(setting, directory, not arguments.eager), hooks=[stopwatch])  # type: ignore[arg-type]
+    if world().is_root:
+        iteration = setting.environments * setting.length * world().size / stopwatch.steps_per_second
+        messages = setting.updates * stopwatch.message_seconds / iteration  # as a fraction of all time
+        figures = {
+            "steps_per_second": stopwatch.steps_per_second,
+            "message_us": 1e6 * stopwatch.message_seconds,
+            "communication_of_update": messages / (messages + stopwatch.mean("time_learning")),
+            **{name: stopwatch.mean(name) for name in stopwatch.rows[0] if name.startswith("time_")},
+        }
+        print(json.dumps(figures), flush=True)

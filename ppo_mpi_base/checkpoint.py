@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints: written whole or not at all, verified before use, and continued bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import set_aside, write_whole
+from ppo_mpi_base.mpi import Communicator
+
+if TYPE_CHECKING:
+    from ppo_mpi_base.worker import Worker
+
+FORMAT = 1
+KEPT = 3
+"""Checkpoints that stay on the disk; older ones are deleted after a newer one is whole."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `save_location`/checkpoints: `<total_steps>.safetensors` with a JSON file beside it.
+
+    The JSON file is written last and holds the checksums of both, so that it makes the checkpoint valid.
+
+    Args:
+        save_location: the run's; None writes nothing.
+        ranks: the run's.
+        seconds: time between two checkpoints.
+        tell: gets a line where a checkpoint is damaged or could not be written.
+    """
+
+    def __init__(
+        self, save_location: str | None, ranks: Communicator, seconds: float, tell: Callable[[str], None]
+    ) -> None:
+        self.directory = None if save_location is None else Path(save_location) / "checkpoints"
+        self.ranks, self.seconds, self.tell = ranks, seconds, tell
+        self._written_at = time.monotonic()
+
+    def begin_anew(self) -> None:
+        """Move another run's checkpoints out of the way, on rank 0: nobody's results are lost or mixed."""
+        if self.ranks.is_root and self.directory is not None and self.directory.exists():
+            set_aside(self.directory)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for one, on this rank's clock."""
+        return self.directory is not None and time.monotonic() - self._written_at >= self.seconds
+
+    def save(self, worker: Worker) -> None:
+        """Write a checkpoint; a failure is told, and does not end the run. Collective: call on all ranks."""
+        self._written_at = time.monotonic()
+        if self.directory is None:
+            return
+        local = self.ranks.gather_all(worker.local_state())
+        if not self.ranks.is_root:
+            return
+        tensors = {name: tensor.cpu().numpy() for name, tensor in worker.state().items()}
+        for rank, arrays in enumerate(local):
+            tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
+        try:
+            self._write(tensors, worker.progress())
+        except OSError as error:
+            self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}): training goes on")
+
+    def _write(self, tensors: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
+        assert self.directory is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"{progress['total_steps']:015d}"
+        content = safetensors.numpy.save({name: np.array(array, order="C") for name, array in tensors.items()})
+        facts = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **progress}
+        write_whole(path.with_suffix(".safetensors"), content)
+        write_whole(path.with_suffix(".json"), json.dumps({**facts, "self": _digest(facts)}, indent=1).encode())
+        for old in sorted(self.directory.glob("*.json"))[:-KEPT]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Return the newest whole checkpoint, or None; damaged ones are told and passed over.
+
+        Raises:
+            ConfigurationError: the newest was written by a newer version of this package.
+        """
+        for path in sorted(self.directory.glob("*.json"), reverse=True) if self.directory else []:
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+                if isinstance(error, ConfigurationError):
+                    raise
+                self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
+        return None
+
+    def restore(self, worker: Worker) -> bool:
+        """Continue from the newest whole checkpoint, if there is one. Collective: call on all ranks.
+
+        Raises:
+            ConfigurationError: it belongs to other networks, spaces or hooks.
+        """
+        found: Any = None
+        error: ConfigurationError | None = None
+        if self.ranks.is_root:
+            try:
+                found = self.newest()
+            except ConfigurationError as reason:
+                error = reason
+        self.ranks.raise_together(error)
+        found = self.ranks.gather_all(found)[0]
+        if found is None:
+            return False
+        facts, arrays = found
+        try:
+            _fill(worker.state(), arrays)
+            worker.continue_from(facts, arrays)
+        except ConfigurationError as reason:
+            error = reason
+        self.ranks.raise_together(error)
+        return True
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return a checkpoint's facts and arrays, or raise what is wrong with it."""
+    facts = json.loads(path.read_bytes())
+    if not isinstance(facts, dict) or facts.pop("self", None) != _digest(facts):
+        raise ValueError("its description does not have its checksum")
+    if facts["format"] != FORMAT:
+        raise ConfigurationError(
+            f"resume: checkpoint {path} has format {facts['format']}, and this version reads {FORMAT}: "
+            "use the version that wrote it, or another save_location"
+        )
+    content = path.with_suffix(".safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        raise ValueError("its tensors do not have their checksum")
+    return facts, safetensors.numpy.load(content)
+
+
+def _fill(state: dict[str, torch.Tensor], arrays: dict[str, np.ndarray]) -> None:
+    """Copy arrays into the tensors of the same names, all or none."""
+    for name, tensor in state.items():
+        shape = arrays[name].shape if name in arrays else None
+        if shape != tuple(tensor.shape):
+            raise ConfigurationError(
+                f"resume: the checkpoint's {name} has shape {shape}, but this run's {tuple(tensor.shape)}: "
+                "it belongs to another network, space, normalization or hook"
+            )
+    for name, tensor in state.items():
+        tensor.copy_(torch.as_tensor(arrays[name]))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Signals and the time limit: a run that is asked to stop saves itself and ends with a code that asks for a requeue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+REQUEUE = 75
+"""The exit status of an interrupted run that can be continued: EX_TEMPFAIL of sysexits.h."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interruption:
+    """Notes that a signal came or the time is over, for the next moment at which all ranks can stop together.
+
+    A second signal of the same kind ends the process at once. The deadline ends it too, at the last checkpoint: a
+    scheduler's patience is short.
+
+    Args:
+        max_seconds: end the run after so long; None never.
+        deadline: seconds that the run has from the first signal to its end.
+    """
+
+    def __init__(self, max_seconds: float | None, deadline: float) -> None:
+        self._ends_at = None if max_seconds is None else time.monotonic() + max_seconds
+        self._deadline = deadline
+        self._came: int | None = None
+        self._timer: threading.Timer | None = None
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        """Listen to signals; in another thread than the main one Python cannot."""
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no more."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._came is not None or (self._ends_at is not None and time.monotonic() >= self._ends_at)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._came == number:
+            sys.stderr.write(f"second {signal.Signals(number).name}: ending now\n")
+            os._exit(128 + number)
+        if self._came is None:
+            self._came = number
+            self._timer = threading.Timer(self._deadline, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _give_up(self) -> None:
+        sys.stderr.write(f"no end within {self._deadline:g} s of the signal: ending at the last checkpoint\n")
+        os._exit(REQUEUE)

@@ -1,0 +1,546 @@
+# SPDX-License-Identifier: MIT
+"""Training as a whole, on one rank: what a run returns, writes, counts, hands to callbacks and refuses."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor, nn
+
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.saved_policy import load_policy
+from ppo_mpi_base.worker import Result, Worker
+from tests.scripted import FaultyEnv, ScriptedEnv
+
+small = partial(mlp, hidden=(8,))
+
+
+def train(tmp_path: Path, **keywords: Any) -> Result:
+    """Train one environment for four iterations of 16 steps, or as the keywords say."""
+    given: dict[str, Any] = {
+        "total_steps": 64,
+        "env_fn": ScriptedEnv,
+        "network_fn": small,
+        "value_network_fn": small,
+        "rollout_length_per_worker": 16,
+        "train_pi_epochs": 2,
+        "train_v_epochs": 2,
+        "log_directory": tmp_path / "logs",
+        "save_location": tmp_path / "saved",
+        "compile": False,
+        "quiet": True,
+        **keywords,
+    }
+    return PPO(**given)
+
+
+def rows(tmp_path: Path) -> list[dict[str, float]]:
+    with (tmp_path / "logs" / "progress.csv").open() as file:
+        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def column(tmp_path: Path, name: str) -> list[float]:
+    return [row[name] for row in rows(tmp_path)]
+
+
+class Watch(Hooks):
+    """Keeps the worker, and what each rollout was collected by and held."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.rollouts: list[dict[str, Tensor]] = []
+
+    def on_start(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        self.states.append({name: tensor.clone() for name, tensor in worker.actor_critic.state_dict().items()})
+        self.rollouts.append({n: x.clone() for n, x in vars(rollout).items() if isinstance(x, Tensor)})
+
+    @property
+    def parameters(self) -> Tensor:
+        return self.worker.flat.data
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def assert_saved(path: Path, state: dict[str, Tensor]) -> None:
+    saved = safetensors.torch.load_file(path)
+    assert saved.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(saved[name], tensor), name
+
+
+# What a run returns, counts and leaves.
+
+
+def test_steps_are_counted_over_environments_until_there_are_enough(tmp_path: Path) -> None:
+    watch = Watch()
+    result = train(tmp_path, total_steps=100, use_vectorized_envs=True, num_environments=2, hooks=[watch])
+    assert result.total_steps == 128 and watch.worker.iteration == 4
+    assert column(tmp_path, "total_steps") == [32, 64, 96, 128]
+    assert column(tmp_path, "iteration") == [1, 2, 3, 4]
+    # 64 steps in each of 2 environments, episodes of 5 steps and reward 1 a step.
+    assert column(tmp_path, "episodes") == [6, 12, 18, 24]
+    assert set(column(tmp_path, "episode_return")) == set(column(tmp_path, "episode_length")) == {5}
+
+
+def test_a_run_returns_where_everything_is(tmp_path: Path) -> None:
+    result = train(tmp_path)
+    assert result == Result(64, 5.0, 5.0, str(tmp_path / "saved"), str(tmp_path / "logs" / "learning_curve.png"))
+    assert Path(result.learning_curve).stat().st_size > 1000
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        f"{which}.{ending}" for which in ("best", "latest") for ending in ("json", "safetensors")
+    }
+    assert list((tmp_path / "logs").glob("events.out*"))
+
+
+def test_a_run_without_an_episode_has_no_best(tmp_path: Path) -> None:
+    result = train(tmp_path, env_fn=partial(ScriptedEnv, horizon=1000))
+    assert math.isnan(result.best_return) and math.isnan(result.last_return)
+    assert not list((tmp_path / "saved").glob("best*")) and list((tmp_path / "saved").glob("latest*"))
+
+
+def test_nothing_is_saved_if_so_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path, save_location=None).save_location is None
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_the_best_networks_are_those_that_earned_the_score(tmp_path: Path) -> None:
+    # Two episodes of 8 steps an iteration, whose mean return goes 8, 16, 10.7, 8: the second rollout was the best. It
+    # was collected after one update, and before the second.
+    earned = {0: 1.0, 1: 1.0, 2: 3.0, 3: 3.0}
+    env_fn = partial(ScriptedEnv, horizon=8, reward=lambda g, episode, step: earned.get(episode, 0.0))
+    watch = Watch()
+    result = train(tmp_path, env_fn=env_fn, hooks=[watch], normalize_observations=True)
+    assert column(tmp_path, "episode_return") == pytest.approx([8, 16, 32 / 3, 8])
+    assert (result.best_return, result.last_return) == (16, 8)
+    assert_saved(tmp_path / "saved" / "best.safetensors", watch.states[1])
+    assert_saved(tmp_path / "saved" / "latest.safetensors", watch.worker.actor_critic.state_dict())
+    differ = [
+        not torch.equal(a["network.1.weight"], b["network.1.weight"]) for a, b in itertools.pairwise(watch.states)
+    ]
+    assert all(differ), "an update changed nothing: the test says nothing"
+
+
+def test_a_saved_policy_acts_as_the_one_that_was_trained(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, env_fn=partial(gymnasium.make, "Pendulum-v1"), normalize_observations=True, hooks=[watch])
+    trained = watch.worker.actor_critic
+    assert not torch.equal(trained.observation_mean, torch.zeros(3, dtype=torch.float64))
+    policy = load_policy(tmp_path / "saved", "latest")
+    for observation in watch.rollouts[-1]["observations"].flatten(0, 1):
+        with torch.no_grad():
+            wanted = trained.to_environment(trained.policy(observation[None]).mode())[0]
+        np.testing.assert_array_equal(policy(observation.numpy()), wanted.numpy())
+
+
+# Updates.
+
+
+@pytest.mark.usefixtures("float64")
+def test_accumulated_minibatches_are_a_larger_one(tmp_path: Path) -> None:
+    # 16 samples: updates of 3 + 3, 3 + 3 and 3 + 1, or of 6, 6 and 4. A tail that is dropped, or weighed as if it were
+    # whole, changes the third.
+    after = []
+    for size, grad_accum in ((6, 1), (3, 2)):
+        watch = Watch()
+        train(tmp_path / str(size), train_batch_size=size, grad_accum=grad_accum, hooks=[watch])
+        assert watch.worker.optimizer.steps == {"policy": 4 * 2 * 3, "value": 4 * 2 * 3}
+        after.append(watch.parameters)
+    torch.testing.assert_close(after[0], after[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("pi_epochs", "v_epochs"), [(1, 3), (3, 1), (0, 2), (2, 0)])
+def test_epochs_of_policy_and_value_are_counted_apart(tmp_path: Path, pi_epochs: int, v_epochs: int) -> None:
+    watch = Watch()
+    train(tmp_path, train_pi_epochs=pi_epochs, train_v_epochs=v_epochs, train_batch_size=8, hooks=[watch])
+    assert watch.worker.optimizer.steps == {"policy": 4 * 2 * pi_epochs, "value": 4 * 2 * v_epochs}
+    first, last = watch.states[0], watch.worker.actor_critic.state_dict()
+    for name, epochs in (("network", pi_epochs), ("value_network", v_epochs)):
+        assert torch.equal(first[f"{name}.1.weight"], last[f"{name}.1.weight"]) == (epochs == 0)
+
+
+def test_the_kl_stop_ends_the_policy_before_the_step_that_is_too_far(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, target_kl=1e-6, pi_lr=0.05, train_pi_epochs=6, train_v_epochs=4, hooks=[watch])
+    # Of each iteration the first update, whose KL is 0, is applied; the second, which is too far, is not.
+    assert watch.worker.optimizer.steps == {"policy": 4, "value": 16}
+
+
+@pytest.mark.parametrize("v_epochs", [None, 1], ids=["shared", "two networks"])
+def test_a_kl_stop_that_ends_all_updates_is_logged(tmp_path: Path, v_epochs: int | None) -> None:
+    networks = {"network_fn": Shared, "value_network_fn": None} if v_epochs is None else {"train_v_epochs": v_epochs}
+    train(tmp_path, target_kl=1e-6, pi_lr=0.05, train_pi_epochs=6, **networks)
+    for row in rows(tmp_path):
+        assert row["kl"] > 1.5e-6 and math.isfinite(row["policy_loss"]) and math.isfinite(row["value_loss"])
+
+
+def test_learning_rates_and_clip_ratio_fall_linearly(tmp_path: Path) -> None:
+    watch = Watch()
+    annealed = {"anneal_lr": True, "anneal_clip_ratio": True, "pi_lr": 0.1, "vf_lr": 0.2}
+    train(tmp_path, total_steps=80, **annealed, hooks=[watch])
+    # The rates of an iteration are those that it was trained with: the first one by the full rates.
+    assert column(tmp_path, "learning_rate_policy") == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
+    assert column(tmp_path, "learning_rate_value") == pytest.approx([0.2, 0.16, 0.12, 0.08, 0.04])
+    assert watch.worker.learning_rates == {"policy": 0, "value": 0}
+    assert watch.worker.coefficients["clip_ratio"] == 0
+
+
+def test_learning_rates_never_fall_below_0(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, total_steps=50, anneal_lr=True, hooks=[watch])  # 64 are taken
+    assert watch.worker.learning_rates == {"policy": 0, "value": 0}
+
+
+def test_a_learning_rate_of_0_learns_nothing(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, pi_lr=0.0, hooks=[watch])
+    first, last = watch.states[0], watch.worker.actor_critic.state_dict()
+    assert torch.equal(first["network.1.weight"], last["network.1.weight"])
+    assert not torch.equal(first["value_network.1.weight"], last["value_network.1.weight"])
+
+
+def test_training_begins_after_the_delay(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, delay_training_for_steps=32, total_steps=80, hooks=[watch])
+    weights = [state["network.1.weight"] for state in watch.states]
+    # 32 steps are collected before the first update, which the third rollout makes.
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert [math.isfinite(row["policy_loss"]) for row in rows(tmp_path)] == [False, False, True, True, True]
+
+
+# Callbacks.
+
+
+def test_the_interception_gets_an_episode_at_a_time_and_its_changes_are_learned_from(tmp_path: Path) -> None:
+    lengths: list[int] = []
+
+    def doubled(steps: list) -> list:
+        lengths.append(len(steps))
+        observation, action, reward, value, logp = steps[0]
+        assert observation.shape == (4,) and observation[2] in (0, len(lengths) - 1), "an episode starts at step 0"
+        assert action.shape == (2,) and np.ndim(reward) == np.ndim(value) == np.ndim(logp) == 0 and reward == 1
+        return [(o, a, 2 * r, v, p) for o, a, r, v, p in steps]
+
+    watch = Watch()
+    train(tmp_path, total_steps=16, rollout_interception_callback=doubled, hooks=[watch])
+    assert lengths == [5, 5, 5, 1]
+    assert (watch.rollouts[0]["rewards"] == 2).all()
+    assert column(tmp_path, "episode_return") == [5], "reports stay in true rewards"
+
+
+def test_an_interception_keeps_the_number_of_steps(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="rollout_interception_callback returned 4 steps for 5"):
+        train(tmp_path, rollout_interception_callback=lambda steps: steps[1:])
+
+
+def test_the_external_update_comes_between_rollout_and_update(tmp_path: Path) -> None:
+    watch = Watch()
+    losses = iter([0.5, None, 0.25, 0.125])
+    seen: list[tuple[int, int]] = []
+
+    def update() -> float | None:
+        seen.append((len(watch.rollouts), watch.worker.optimizer.steps["policy"]))
+        return next(losses)
+
+    train(tmp_path, external_update_callback=update, hooks=[watch])
+    assert seen == [(1, 0), (2, 2), (3, 4), (4, 6)]
+    np.testing.assert_equal(column(tmp_path, "external_loss"), [0.5, math.nan, 0.25, 0.125])
+
+
+def test_observations_are_processed_before_they_are_stored(tmp_path: Path) -> None:
+    def where(observation: np.ndarray) -> np.ndarray:
+        return observation[1:3] / 10  # (episode, step)
+
+    built: list[int] = []
+
+    def network_fn(obs_dim: int, act_dim: int) -> nn.Module:
+        built.append(obs_dim)
+        return small(obs_dim, act_dim)
+
+    space, watch = Box(0, 100, (2,), np.float32), Watch()
+    processed = {"state_processing_hook": where, "obs_space_override": space}
+    train(tmp_path, total_steps=16, network_fn=network_fn, hooks=[watch], **processed)
+    assert built == [2]
+    found = watch.rollouts[0]["observations"][:, 0]
+    torch.testing.assert_close(found, torch.tensor([[t // 5, t % 5] for t in range(16)]) / 10)
+    assert load_policy(tmp_path / "saved", "latest")(np.zeros(2, np.float32)).shape == (2,)
+
+
+def test_reports_stay_in_true_rewards_where_signs_are_learned_from(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, env_fn=partial(ScriptedEnv, reward=-3.0), clip_rewards=True, hooks=[watch])
+    assert (watch.rollouts[0]["rewards"] == -1).all()
+    assert set(column(tmp_path, "episode_return")) == {-15}
+
+
+# Environments and networks of all kinds.
+
+
+def counted(**keywords: Any) -> Callable[[], ScriptedEnv]:
+    """Return a builder of scripted environments with g = 0, 1, 2, ..."""
+    numbers = itertools.count()
+    return lambda: ScriptedEnv(g=next(numbers), **keywords)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
+def test_a_vector_environment_trains_as_a_list_does(tmp_path: Path, mode: AutoresetMode) -> None:
+    script: dict[str, Any] = {
+        "horizon": lambda g, episode: 3 + (g + episode) % 3,
+        "end": lambda g, episode: ("terminated", "truncated", "both")[(g + episode) % 3],
+        "reward": lambda g, episode, step: float(g + step),
+    }
+
+    def make_vec_env_fn(env_fn: Callable[[], gymnasium.Env], n: int) -> SyncVectorEnv:
+        return SyncVectorEnv([env_fn] * n, autoreset_mode=mode)
+
+    vectorized = {"use_vectorized_envs": True, "num_environments": 3, "max_ep_len": 4}
+    found = []
+    for name, make in (("list", None), ("vector", make_vec_env_fn)):
+        watch = Watch()
+        train(tmp_path / name, env_fn=counted(**script), make_vec_env_fn=make, hooks=[watch], **vectorized)
+        assert watch.rollouts[0]["truncated"].any() and watch.rollouts[0]["terminated"].any()
+        found.append((watch, column(tmp_path / name, "episode_return"), column(tmp_path / name, "episodes")))
+    (listed, *told), (vector, *told_by_vector) = found
+    assert told == told_by_vector
+    for one, other in zip(listed.rollouts, vector.rollouts, strict=True):
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+    assert torch.equal(listed.parameters, vector.parameters)
+
+
+class Strict(gymnasium.Env):
+    """Takes only actions of its space, and gives observations of its space."""
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def observe(self) -> Any:
+        space = self.observation_space
+        if isinstance(space, Discrete):
+            return int(space.start + self.np_random.integers(space.n))
+        return self.np_random.standard_normal(space.shape).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        return self.observe(), float(np.sum(action)), self.steps % 2 == 0 and self.steps > 5, self.steps > 6, {}
+
+
+OBSERVED = Box(-np.inf, np.inf, (3,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (OBSERVED, Discrete(3, start=5)),
+        (OBSERVED, Discrete(2, start=-1)),
+        (OBSERVED, Box(-0.1, 0.2, (2, 3), np.float32)),
+        (OBSERVED, Box(-np.inf, np.inf, (1,), np.float32)),
+        (Box(-np.inf, np.inf, (3, 4), np.float32), Discrete(2)),
+        (Discrete(4), Discrete(2)),
+        (Discrete(4, start=7), Box(-1, 1, (2,), np.float32)),
+    ],
+    ids=str,
+)
+def test_spaces(tmp_path: Path, observations: gymnasium.Space, actions: gymnasium.Space) -> None:
+    def flat(obs_dim: int, out_dim: int = 1) -> nn.Module:
+        return small(math.prod(observations.shape) if observations.shape else obs_dim, out_dim)
+
+    watch = Watch()
+    networks = {"network_fn": flat, "value_network_fn": flat}
+    vectorized = {"use_vectorized_envs": True, "num_environments": 2}
+    result = train(tmp_path, env_fn=lambda: Strict(observations, actions), hooks=[watch], **networks, **vectorized)
+    assert result.total_steps == 64 and math.isfinite(result.best_return)
+    first, last = watch.states[0], watch.worker.actor_critic.state_dict()
+    assert not torch.equal(first["network.1.weight"], last["network.1.weight"]) and watch.parameters.isfinite().all()
+    seen = watch.rollouts[0]["observations"][0, 0].numpy()
+    assert actions.contains(load_policy(tmp_path / "saved")(seen))
+
+
+class Shared(nn.Module):
+    """A trunk with two heads."""
+
+    def __init__(self, obs_dim: int, act_dim: int, width: int = 8) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(obs_dim, width), nn.Tanh())
+        self.policy, self.value = nn.Linear(width, act_dim), nn.Linear(width, 1)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(observations)
+        return self.policy(features), self.value(features)
+
+
+def test_one_network_may_give_both(tmp_path: Path) -> None:
+    watch = Watch()
+    shared = {"network_fn": Shared, "policy_kwargs": {"width": 6}, "value_network_fn": None}
+    train(tmp_path, **shared, value_coef=0.5, train_batch_size=8, hooks=[watch])
+    assert watch.worker.optimizer.steps == {"policy": 16}
+    first, last = watch.states[0], watch.worker.actor_critic.state_dict()
+    for name in ("trunk.0.weight", "policy.weight", "value.weight"):
+        assert not torch.equal(first[f"network.{name}"], last[f"network.{name}"]), name
+    assert last["network.trunk.0.weight"].shape == (6, 4)
+    policy = load_policy(tmp_path / "saved", "latest", network_fn=Shared, policy_kwargs={"width": 6})
+    seen = watch.rollouts[-1]["observations"][3]
+    wanted = watch.worker.actor_critic.policy(seen).mode().detach().clamp(-1, 1)
+    np.testing.assert_array_equal(policy(seen[0].numpy()), wanted[0].numpy())
+
+
+# Bad input: refused before the first step, in one line that names the argument.
+
+
+def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
+    return small(obs_dim, out_dim + 1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "texts"),
+    [
+        ({"env_fn": None}, ["env_fn is missing"]),
+        ({"network_fn": None}, ["network_fn is missing"]),
+        ({"total_steps": None}, ["total_steps is missing"]),
+        ({"env_fn": "CartPole-v1"}, ["env_fn='CartPole-v1'", "function"]),
+        ({"network_fn": nn.Sequential}, ["network_fn must return", "fails"]),
+        ({"network_fn": 3}, ["network_fn=3", "function"]),
+        ({"value_network_fn": "mlp"}, ["value_network_fn='mlp'", "function"]),
+        ({"env_fn": lambda: "CartPole-v1"}, ["env_fn must return a gymnasium.Env", "str"]),
+        ({"network_fn": lambda o, a: None}, ["network_fn must return a torch.nn.Module", "NoneType"]),
+        ({"network_fn": wide}, ["network_fn", "(2, 3)", "(2, 2)"]),
+        ({"value_network_fn": wide}, ["value_network_fn", "(2, 2)", "(2, 1)"]),
+        ({"value_network_fn": None}, ["value_network_fn is missing", "(means or logits, values)"]),
+        ({"network_fn": lambda o, a: nn.Linear(o + 1, a)}, ["network_fn", "fails on observations (2, 4)"]),
+        ({"train_batch_size": 17}, ["train_batch_size=17", "16"]),
+        ({"num_environments": 2}, ["num_environments=2", "use_vectorized_envs=True"]),
+        ({"use_vectorized_envs": True}, ["use_vectorized_envs", "num_environments"]),
+        ({"rollout_length_per_worker": 0}, ["rollout_length_per_worker=0", "at least 1"]),
+        ({"total_steps": -1}, ["total_steps=-1"]),
+        ({"total_steps": math.inf}, ["total_steps=inf"]),
+        ({"total_steps": 10.5}, ["total_steps=10.5", "whole number"]),
+        ({"pi_lr": math.nan}, ["pi_lr=nan"]),
+        ({"vf_lr": -0.1}, ["vf_lr=-0.1"]),
+        ({"gamma": 1.01}, ["gamma=1.01", "from 0 to 1"]),
+        ({"clip_ratio": 0}, ["clip_ratio=0", "above 0"]),
+        ({"grad_accum": 0}, ["grad_accum=0"]),
+        ({"max_ep_len": 0}, ["max_ep_len=0"]),
+        ({"seed": -1}, ["seed=-1"]),
+        ({"learning_rate": 1}, ["unknown keyword 'learning_rate'"]),
+        ({"train_batchsize": 8}, ["unknown keyword 'train_batchsize'", "'train_batch_size'"]),
+        ({"obs_space_override": OBSERVED}, ["obs_space_override", "state_processing_hook"]),
+        ({"env_fn": lambda: Strict(MultiBinary(3), Discrete(2))}, ["observation space", "MultiBinary(3)"]),
+        ({"env_fn": lambda: Strict(OBSERVED, MultiBinary(3))}, ["action space", "MultiBinary(3)"]),
+        ({"env_fn": lambda: Strict(Discrete(4), Discrete(2)), "normalize_observations": True}, ["Discrete(4)"]),
+        (
+            {"make_vec_env_fn": lambda f, n: f(), "use_vectorized_envs": True, "num_environments": 2},
+            ["make_vec_env_fn must return", "ScriptedEnv"],
+        ),
+        (
+            {"make_vec_env_fn": lambda f, n: SyncVectorEnv([f]), "use_vectorized_envs": True, "num_environments": 2},
+            ["make_vec_env_fn returned 1", "num_environments=2"],
+        ),
+    ],
+    ids=lambda x: ",".join(f"{k}={v}"[:40] for k, v in x.items()) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        train(tmp_path, **keywords)
+    assert "\n" not in str(caught.value)
+    assert any(text in str(caught.value) for text in texts[:1]) and all(t in str(caught.value) for t in texts[:1])
+    for text in texts:
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["log_directory", "save_location"])
+def test_a_directory_that_cannot_be_written_is_told_before_training(tmp_path: Path, argument: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    watch = Watch()
+    with pytest.raises(ConfigurationError, match=f"^{argument}=.*file/below.*cannot be written"):
+        train(tmp_path, hooks=[watch], **{argument: tmp_path / "file" / "below"})
+    assert not watch.rollouts
+
+
+# What goes wrong during a run.
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "text"),
+    [
+        ("nan", 0, "observation is not finite: rank 0, environment 1, step 16 of iteration 0"),
+        ("nan", 3, "observation is not finite: rank 0, environment 1, step 3 of iteration 1"),
+        ("nan reward", 3, "reward is not finite: rank 0, environment 1, step 2 of iteration 1"),
+    ],
+)
+def test_what_is_not_finite_is_told_before_a_parameter_changes(tmp_path: Path, fault: str, at: int, text: str) -> None:
+    # Episodes of 16 steps: the second one, which has the fault, begins with the second iteration.
+    numbers = itertools.count()
+
+    def env_fn() -> ScriptedEnv:
+        return FaultyEnv(fault, at, in_episode=1, horizon=16) if next(numbers) == 1 else ScriptedEnv(horizon=16)
+
+    watch = Watch()
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path, env_fn=env_fn, use_vectorized_envs=True, num_environments=2, hooks=[watch])
+    assert str(caught.value).startswith(text) and "nothing was learned" in str(caught.value)
+    iterations = 0 if at == 0 else 1
+    assert watch.worker.optimizer.steps == {"policy": 2 * iterations, "value": 2 * iterations}
+    assert watch.parameters.isfinite().all() and len(watch.rollouts) == iterations
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_an_observation_of_another_shape_is_told(tmp_path: Path, at: int) -> None:
+    with pytest.raises(TrainingError, match=r"environment 0: env_fn gave an observation of shape \(3,\)"):
+        train(tmp_path, env_fn=partial(FaultyEnv, "shape", at))
+
+
+def test_an_error_of_the_environment_passes_untouched_and_closes_what_is_open(tmp_path: Path) -> None:
+    closed: list[bool] = []
+
+    class Closing(FaultyEnv):
+        def close(self) -> None:
+            closed.append(True)
+
+    watch = Watch()
+    with pytest.raises(RuntimeError, match=r"^scripted$"):
+        train(tmp_path, env_fn=partial(Closing, "raise", 2, in_episode=4), hooks=[watch])
+    assert closed == [True] and len(watch.rollouts) == 1
+    assert len(rows(tmp_path)) == 1, "what was finished is logged"
+
+
+def test_one_process_trains_twice_alike(tmp_path: Path) -> None:
+    after = []
+    for name in ("first", "second"):
+        watch = Watch()
+        train(tmp_path / name, env_fn=partial(gymnasium.make, "CartPole-v1"), hooks=[watch], seed=3)
+        torch.rand(3)  # which must not matter
+        np.random.rand(3)
+        after.append(watch.parameters)
+    assert torch.equal(*after)
