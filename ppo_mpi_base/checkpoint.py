@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from torch import Tensor
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
@@ -61,14 +62,14 @@ class Checkpoints:
         self._written_at = time.monotonic()
         if self.directory is None:
             return
-        local = self.ranks.gather_all(worker.local_state())
+        local = self.ranks.gather_all(local_state(worker))
         if not self.ranks.is_root:
             return
-        tensors = {name: tensor.cpu().numpy() for name, tensor in worker.state().items()}
+        tensors = {name: tensor.cpu().numpy() for name, tensor in state(worker).items()}
         for rank, arrays in enumerate(local):
             tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
         try:
-            self._write(tensors, worker.progress())
+            self._write(tensors, progress(worker))
         except OSError as error:
             self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}): training goes on")
 
@@ -118,8 +119,8 @@ class Checkpoints:
             return False
         facts, arrays = found
         try:
-            _fill(worker.state(), arrays)
-            worker.continue_from(facts, arrays)
+            _fill(state(worker), arrays)
+            continue_from(worker, facts, arrays)
         except ConfigurationError as reason:
             error = reason
         self.ranks.raise_together(error)
@@ -146,7 +147,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return facts, safetensors.numpy.load(content)
 
 
-def _fill(state: dict[str, torch.Tensor], arrays: dict[str, np.ndarray]) -> None:
+def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
     """Copy arrays into the tensors of the same names, all or none."""
     for name, tensor in state.items():
         shape = arrays[name].shape if name in arrays else None
@@ -157,3 +158,70 @@ def _fill(state: dict[str, torch.Tensor], arrays: dict[str, np.ndarray]) -> None
             )
     for name, tensor in state.items():
         tensor.copy_(torch.as_tensor(arrays[name]))
+
+
+def state(worker: Worker) -> dict[str, Tensor]:
+    """Return, by name, the tensors that are equal on all ranks and hold what was learned; writing restores it."""
+    parts: dict[str, dict[str, Tensor]] = {
+        "adam": worker.optimizer.state(),
+        "observations": worker.observation_moments.state(),
+        "rewards": worker.reward_normalizer.moments.state(),
+        "coefficients": worker.coefficients,
+        "not_trained": {str(k): tensor for k, tensor in enumerate(worker.not_trained())},
+        **{f"hook{k}": hook.state() for k, hook in enumerate(worker.config.hooks)},
+    }
+    named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {"parameters": worker.flat.data, **named}
+
+
+def local_state(worker: Worker) -> dict[str, np.ndarray]:
+    """Return, by name, what is this rank's own: its episodes in progress and its random numbers."""
+    return {
+        "observations": worker.storage.observations[0].copy(),
+        "discounted_returns": worker.reward_normalizer.returns.copy(),
+        "torch": torch.get_rng_state().numpy(),
+        **{f"environments/{name}": array for name, array in worker.environments.progress().items()},
+    }
+
+
+def progress(worker: Worker) -> dict[str, Any]:
+    """Return how far the run is, for JSON."""
+    return {
+        "total_steps": worker.total_steps,
+        "iteration": worker.iteration,
+        "ranks": worker.ranks.size,
+        "environments": worker.config.environments_per_rank,
+        "learning_rates": worker.learning_rates,
+        "reports": worker.reports.state(),
+    }
+
+
+def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Take up a run whose `state` is restored already; `arrays` holds the `local_state` of each of its ranks.
+
+    Collective: call on all ranks.
+    """
+    worker.total_steps, worker.iteration = facts["total_steps"], facts["iteration"]
+    worker.learning_rates = facts["learning_rates"]
+    worker.reports.restore(facts["reports"])
+    tell = worker.reports.tell
+    if (facts["ranks"], facts["environments"]) != (worker.ranks.size, worker.config.environments_per_rank):
+        episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
+        worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)
+        was = f"{facts['ranks']} ranks x {facts['environments']} environments"
+        batch = worker.config.minibatch_size * worker.ranks.size
+        tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
+        return
+    prefix = f"rank{worker.ranks.rank}/"
+    mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    torch.set_rng_state(torch.as_tensor(mine["torch"]))
+    worker.reward_normalizer.returns[:] = mine["discounted_returns"]
+    of_episodes = {
+        name.removeprefix("environments/"): x for name, x in mine.items() if name.startswith("environments/")
+    }
+    lost = worker.environments.resume(of_episodes, mine["observations"], worker.storage.observations[0])
+    worker.reward_normalizer.returns[lost] = 0.0
+    if (count := sum(worker.ranks.gather_all(len(lost)))) > 0:
+        tell(f"resumed at {worker.total_steps:,} steps: {count} environments cannot be restored and begin new episodes")
+    else:
+        tell(f"resumed at {worker.total_steps:,} steps")

@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_mpi_base import builders
+from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters
 from ppo_mpi_base.gradients import LossFunction, Objective, choose_gradients
 from ppo_mpi_base.interruption import REQUEUE, Interruption
@@ -116,77 +114,13 @@ class Worker:
 
     def broadcast_parameters(self) -> None:
         """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
-        for tensor in (self.flat.data, *self._not_trained()):
+        for tensor in (self.flat.data, *self.not_trained()):
             array = tensor.cpu().numpy()
             self.ranks.broadcast_(array)
             tensor.copy_(torch.as_tensor(array))
 
-    def state(self) -> dict[str, Tensor]:
-        """Return, by name, the tensors that are equal on all ranks and hold what was learned; writing restores it."""
-        parts: dict[str, dict[str, Tensor]] = {
-            "adam": self.optimizer.state(),
-            "observations": self.observation_moments.state(),
-            "rewards": self.reward_normalizer.moments.state(),
-            "coefficients": self.coefficients,
-            "not_trained": {str(k): tensor for k, tensor in enumerate(self._not_trained())},
-            **{f"hook{k}": hook.state() for k, hook in enumerate(self.config.hooks)},
-        }
-        named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        return {"parameters": self.flat.data, **named}
-
-    def local_state(self) -> dict[str, np.ndarray]:
-        """Return, by name, what is this rank's own: its episodes in progress and its random numbers."""
-        return {
-            "observations": self.storage.observations[0].copy(),
-            "discounted_returns": self.reward_normalizer.returns.copy(),
-            "torch": torch.get_rng_state().numpy(),
-            **{f"environments/{name}": array for name, array in self.environments.progress().items()},
-        }
-
-    def progress(self) -> dict[str, Any]:
-        """Return how far the run is, for JSON."""
-        return {
-            "total_steps": self.total_steps,
-            "iteration": self.iteration,
-            "ranks": self.ranks.size,
-            "environments": self.config.environments_per_rank,
-            "learning_rates": self.learning_rates,
-            "reports": self.reports.state(),
-        }
-
-    def continue_from(self, progress: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Take up a run whose `state` is restored already; `arrays` holds the `local_state` of each of its ranks.
-
-        Collective: call on all ranks.
-        """
-        self.total_steps, self.iteration = progress["total_steps"], progress["iteration"]
-        self.learning_rates = progress["learning_rates"]
-        self.reports.restore(progress["reports"])
-        tell = self.reports.tell
-        if (progress["ranks"], progress["environments"]) != (self.ranks.size, self.config.environments_per_rank):
-            episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
-            self.environments.reset(self.storage.observations[0], int(episodes.max()) + 1)
-            was = f"{progress['ranks']} ranks x {progress['environments']} environments"
-            batch = self.config.minibatch_size * self.ranks.size
-            tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
-            return
-        prefix = f"rank{self.ranks.rank}/"
-        mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        torch.set_rng_state(torch.as_tensor(mine["torch"]))
-        self.reward_normalizer.returns[:] = mine["discounted_returns"]
-        of_episodes = {
-            name.removeprefix("environments/"): x for name, x in mine.items() if name.startswith("environments/")
-        }
-        lost = self.environments.resume(of_episodes, mine["observations"], self.storage.observations[0])
-        self.reward_normalizer.returns[lost] = 0.0
-        if (count := sum(self.ranks.gather_all(len(lost)))) > 0:
-            tell(
-                f"resumed at {self.total_steps:,} steps: {count} environments cannot be restored and begin new episodes"
-            )
-        else:
-            tell(f"resumed at {self.total_steps:,} steps")
-
-    def _not_trained(self) -> list[Tensor]:
+    def not_trained(self) -> list[Tensor]:
+        """Return the networks' buffers and frozen parameters, which no gradient reaches."""
         frozen = [parameter.data for parameter in self.actor_critic.parameters() if not parameter.requires_grad]
         return [*frozen, *self.actor_critic.buffers()]
 
@@ -201,7 +135,7 @@ class Worker:
         """
         config, storage = self.config, self.storage
         self._collect()
-        builders.checked_together(self.ranks, self._check_finite)
+        builders.checked_together(self.ranks, lambda: health.check_finite(self))
         self.total_steps += config.rollout_length_per_worker * config.environments_per_rank * self.ranks.size
 
         rewards = np.sign(storage.rewards) if config.clip_rewards else storage.rewards
@@ -243,14 +177,6 @@ class Worker:
             seconds["inference"] += decided - started
             seconds["environments"] += clock() - decided
         self.reports.add_episodes(episodes)
-
-    def _check_finite(self) -> None:
-        if (found := self.storage.first_bad()) is not None:
-            source, t, i = found
-            raise TrainingError(
-                f"{source} is not finite: rank {self.ranks.rank}, environment {self.first_global_index + i}, "
-                f"step {t} of iteration {self.iteration} (total_steps {self.total_steps}); nothing was learned from it"
-            )
 
     @torch.no_grad()
     def _evaluated(self, rewards: Tensor) -> Rollout:
@@ -337,7 +263,7 @@ class Worker:
         return frozenset(over | {"policy"} if self.stopped_by_kl else over)
 
     def _begin_update(self, update: list[Batch]) -> None:
-        self._update = update
+        self.update = update
         self.flat.message.zero_()
         samples = sum(len(batch.advantages) for batch in update)
         self._per_sample = 1 / (samples * self.ranks.size)
@@ -396,25 +322,11 @@ class Worker:
         names = [n for n in self.flat.slices if n not in self.idle and not (n == "policy" and self.stopped_by_kl)]
         norms = {name: self.flat.norm(name) for name in names}
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
-            self._raise_not_finite()
+            health.raise_not_finite(self)
         for name in names:
             self.flat.clip_(name, norms[name], self.gradient_limits[name])
             self.optimizer.step(name, self.learning_rates[name])
         self.reports.seconds["learning"] += time.perf_counter() - started
-
-    def _raise_not_finite(self) -> None:
-        """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
-        self.flat.message.zero_()
-        for batch in self._update:
-            self.backward(batch)
-        finite = self.ranks.gather_all(bool(self.flat.message.isfinite().all()))
-        culprits = [rank for rank, fine in enumerate(finite) if not fine]
-        self.ranks.raise_together(
-            TrainingError(
-                f"gradient or loss is not finite: rank {', '.join(map(str, culprits)) or 'any (only their sum)'}, "
-                f"iteration {self.iteration} (total_steps {self.total_steps}); no parameter was changed"
-            )
-        )
 
     def finish_iteration(self, rollout: Rollout) -> None:
         """Update normalization and schedules, run hooks, write logs and networks. Collective: call on all ranks."""
@@ -434,34 +346,14 @@ class Worker:
             save_policy(config, "latest", self.actor_critic, self.total_steps, self.reports.episode_return)
         self.storage.start_next()
         if self.iteration % COMPARE_EVERY == 0:
-            self.check_in_step()
-        # One number, so that all ranks save or stop together: 2 where one was asked to stop, 1 where it is time to save.
+            health.check_in_step(self)
+        # One number, so that all ranks save or stop together: 2 where one must stop, 1 where it is time to save.
         wanted = self.ranks.max(
             2 if self.interruption.requested else float(self.ranks.is_root and self.checkpoints.due)
         )
         self.interrupted = wanted == 2 and not over
         if wanted or over:
             self.checkpoints.save(self)
-
-    def check_in_step(self) -> None:
-        """Compare parameters over ranks by a hash. Collective: call on all ranks.
-
-        Raises:
-            TrainingError: they differ; the message names the first differing tensor and rank.
-        """
-        hashes = self.ranks.gather_all(zlib.crc32(self.flat.data.cpu().numpy().data))
-        if len(set(hashes)) == 1:
-            return
-        rank = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
-        parameters = {id(parameter): name for name, parameter in self.actor_critic.named_parameters()}
-        tensors = self.ranks.gather_all([zlib.crc32(p.detach().cpu().numpy().data) for p in self.flat.parameters()])
-        names = [parameters[id(parameter)] for parameter in self.flat.parameters()]
-        name = next(name for k, name in enumerate(names) if tensors[rank][k] != tensors[0][k])
-        error = TrainingError(
-            f"ranks are out of step: {name} on rank {rank} differs from rank 0's in iteration {self.iteration} "
-            f"(total_steps {self.total_steps}): a hook or a callback must do the same on all ranks"
-        )
-        self.ranks.raise_together(error)
 
     def _anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""

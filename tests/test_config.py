@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -156,6 +156,7 @@ def test_no_keyword_takes_just_anything(name: str) -> None:
 
 
 @given(st.floats())
+@settings(deadline=None)
 def test_a_fraction_is_any_number_from_0_to_1(value: float) -> None:
     if 0 <= value <= 1:
         assert config(gamma=value, lam=value).gamma == value
@@ -164,6 +165,7 @@ def test_a_fraction_is_any_number_from_0_to_1(value: float) -> None:
 
 
 @given(low=st.floats(-1e6, 1e6), value=st.floats(), above=st.booleans(), size=st.floats(0, 1e6))
+@settings(deadline=None)
 def test_a_range_holds_its_ends_but_one_that_is_left_out(low: float, value: float, above: bool, size: float) -> None:
     allowed = Range(low, low + size, above)
     assert (low in allowed) == (not above)

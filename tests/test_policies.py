@@ -63,7 +63,7 @@ class Both(nn.Module):
 
 
 @given(seed=seeds, batch=st.integers(1, 5), shape=shapes)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_gaussian_is_torchs(seed: int, batch: int, shape: tuple[int, ...]) -> None:
     random = torch.Generator().manual_seed(seed)
     mean, actions = (torch.randn(batch, *shape, generator=random, dtype=torch.float64) for _ in range(2))
@@ -80,7 +80,7 @@ def test_a_gaussian_is_torchs(seed: int, batch: int, shape: tuple[int, ...]) -> 
 
 
 @given(seed=seeds, batch=st.integers(1, 5), n=st.integers(1, 7), scale=st.sampled_from([1.0, 100.0]))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_categorical_is_torchs(seed: int, batch: int, n: int, scale: float) -> None:
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(batch, n, generator=random, dtype=torch.float64)

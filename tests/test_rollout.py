@@ -69,9 +69,9 @@ def test_advantages_equal_a_naive_loop_on_a_thousand_random_masks() -> None:
         np.testing.assert_allclose(returns.numpy(), (advantages + rollout.values).numpy(), rtol=0, atol=0)
 
 
-# Reward 1, gamma = lambda = 1/2. Values 1, 2, 3, and after the episode's end 5, 6. The final observation is worth 4, that
-# after the rollout's end 8. TD errors: 1 + 2/2 - 1 = 1, 1 + 3/2 - 2 = 1/2, 1 + 4/2 - 3 = 0 (or 1 - 3 = -2 without a
-# bootstrap); 1 + 6/2 - 5 = -1, 1 + 8/2 - 6 = -1.
+# Reward 1, gamma = lambda = 1/2. Values 1, 2, 3, and after the episode's end 5, 6. The final observation is worth 4,
+# that after the rollout's end 8. TD errors: 1 + 2/2 - 1 = 1, 1 + 3/2 - 2 = 1/2, 1 + 4/2 - 3 = 0 (or 1 - 3 = -2
+# without a bootstrap); 1 + 6/2 - 5 = -1, 1 + 8/2 - 6 = -1.
 VALUES, NEXT_VALUES = [1.0, 2.0, 3.0, 5.0, 6.0], [2.0, 3.0, 4.0, 6.0, 8.0]
 TRUNCATED, TERMINATED = [1.125, 0.5, 0.0, -1.25, -1.0], [1.0, 0.0, -2.0, -1.25, -1.0]
 
@@ -103,7 +103,7 @@ def test_a_value_that_is_not_finite_after_a_terminal_step_does_no_harm() -> None
 
 
 @given(st.integers(0, 2**32), st.floats(0, 1))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_lambda_0_is_one_step_and_lambda_1_is_the_return(seed: int, gamma: float) -> None:
     rollout = random_rollout(np.random.default_rng(seed))
     one_step = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated
@@ -162,7 +162,7 @@ def order_of(length: int, environments: range, seed: int) -> list[tuple[int, int
 
 
 @given(**sizes)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_an_epoch_visits_each_sample_once(length: int, environments: int, seed: int) -> None:
     generators = [generator(seed, MINIBATCHES, i) for i in range(environments)]
     order = minibatch_order(length, generators, generator(seed, MINIBATCHES, 0, 1))
@@ -170,7 +170,7 @@ def test_an_epoch_visits_each_sample_once(length: int, environments: int, seed: 
 
 
 @given(**sizes)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_minibatches_draw_evenly_from_the_environments(length: int, environments: int, seed: int) -> None:
     order = order_of(length, range(environments), seed)
     for start in range(0, len(order), environments):
@@ -178,7 +178,7 @@ def test_minibatches_draw_evenly_from_the_environments(length: int, environments
 
 
 @given(length=st.integers(1, 20), seed=st.integers(0, 2**32), ranks=st.sampled_from([1, 2, 3]), n=st.integers(1, 3))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_ranks_draw_together_what_one_rank_would(length: int, seed: int, ranks: int, n: int) -> None:
     alone = order_of(length, range(ranks * n), seed)
     together = [order_of(length, range(rank * n, (rank + 1) * n), seed) for rank in range(ranks)]
@@ -222,6 +222,7 @@ def test_all_columns_are_shuffled_alike() -> None:
 
 
 @given(size=st.integers(1, 14))
+@settings(deadline=None)
 def test_split_keeps_every_sample_the_last_part_is_what_is_left(size: int) -> None:
     batch = numbered().shuffled(torch.randperm(12, generator=torch.Generator().manual_seed(0)))
     parts = batch.split(size)
@@ -244,7 +245,7 @@ def test_a_callback_sees_an_episode_or_the_rollouts_end_at_a_time() -> None:
 
     before = numbered()
     intercept(rollout, callback)
-    # As indices t * N + i: environment 0 ends in step 1, environment 1 in the last step, environment 2 in steps 0 and 2.
+    # Indices t * N + i: environment 0 ends in step 1, environment 1 in the last step, environment 2 in steps 0 and 2.
     wanted = [[0, 3], [6, 9], [1, 4, 7, 10], [2], [5, 8], [11]]
     assert [[int(step[2]) for step in steps] for steps in calls] == wanted
     observation, action, reward, value, log_prob = calls[1][0]

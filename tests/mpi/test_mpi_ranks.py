@@ -7,6 +7,8 @@ import pytest
 
 from tests.mpi.launch import launch
 
+SOON = 30  # seconds: it takes one, but the machine may be busy
+
 COLLECTIVES = """
 import os
 import sys
@@ -93,7 +95,7 @@ rank = communicator.rank
 
 def wait():  # in a collective, which nothing but the end of the process ends
     communicator.barrier()
-    time.sleep(60)
+    time.sleep(100)
 
 
 def fail(text="boom"):
@@ -115,15 +117,15 @@ def test_collectives(ranks: int) -> None:
     "body",
     [
         pytest.param("if rank == 2: fail()\nwait()", id="the others in a collective"),
-        pytest.param("if rank == 2: fail()\ntime.sleep(60)", id="the others asleep"),
+        pytest.param("if rank == 2: fail()\ntime.sleep(100)", id="the others asleep"),
         pytest.param("if rank == 2: fail()", id="the others done"),
         pytest.param(
-            "threading.Thread(target=time.sleep, args=(60,)).start()\nif rank == 2: fail()\nwait()", id="a live thread"
+            "threading.Thread(target=time.sleep, args=(100,)).start()\nif rank == 2: fail()\nwait()", id="a live thread"
         ),
         pytest.param(
             "def train():\n"
             "    with fail_together(communicator):\n"
-            "        threading.Thread(target=time.sleep, args=(60,)).start()\n"
+            "        threading.Thread(target=time.sleep, args=(100,)).start()\n"
             "        if rank == 2: fail()\n"
             "        wait()\n"
             "try:\n    train()\nfinally:\n    wait()",
@@ -135,7 +137,7 @@ def test_collectives(ranks: int) -> None:
 def test_a_failing_rank_ends_all(body: str) -> None:
     done = launch(START + body, 4)
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     assert done.stderr.count("Traceback (most recent call last)") == 1
     assert done.stderr.count("raise ValueError(text)\n") == 1
     assert done.stderr.count("ValueError: boom\n") == 1
@@ -147,18 +149,18 @@ def test_a_failing_rank_ends_all(body: str) -> None:
 def test_a_failure_before_the_first_use_ends_all() -> None:
     script = (
         "import time, ppo_mpi_base.mpi\nfrom mpi4py import MPI\n"
-        "if MPI.COMM_WORLD.rank == 1: raise OSError('no file')\ntime.sleep(60)"
+        "if MPI.COMM_WORLD.rank == 1: raise OSError('no file')\ntime.sleep(100)"
     )
     done = launch(script, 2)
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     assert done.stderr.count("[rank 1] OSError: no file\n") == done.stderr.count("Traceback") == 1
 
 
 def test_ranks_that_fail_at_the_same_moment_speak_once() -> None:
     done = launch(START + "with fail_together(communicator):\n    if rank > 0: fail(f'from {rank}')\n    wait()", 4)
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     assert done.stderr.count("Traceback") == done.stderr.count("ValueError: from") == 1
     assert "[rank 1] ValueError: from 1\n" in done.stderr
     done = launch(START + "with fail_together(communicator):\n    raise ConfigurationError('lam=2: too large')", 4)
@@ -173,7 +175,7 @@ def test_an_error_raised_together_is_told_by_rank_0(guarded: bool) -> None:
     begin = START + ("with fail_together(communicator):\n" if guarded else "if True:\n")
     done = launch(begin + "    communicator.raise_together(ConfigurationError(f'on {rank}') if rank > 1 else None)", 4)
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     assert done.stderr.splitlines()[0] == "ConfigurationError: on 2"
     assert done.stderr.count("ConfigurationError") == 1
     assert "Traceback" not in done.stderr
@@ -186,7 +188,7 @@ def test_an_unexpected_error_raised_together_shows_its_ranks_traceback() -> None
     )
     done = launch(START + body, 4)
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     assert done.stderr.count("RuntimeError: rank 3 failed:\n") == 1
     assert done.stderr.count("in fail\n") == done.stderr.count("ValueError: boom\n") == 1
 
@@ -194,10 +196,10 @@ def test_an_unexpected_error_raised_together_shows_its_ranks_traceback() -> None
 def test_sys_exit_on_one_rank_ends_all() -> None:
     outside = launch(START + "if rank == 1: sys.exit(7)\nwait()", 4)
     assert outside.code == 7
-    assert outside.seconds < 10
+    assert outside.seconds < SOON
     inside = launch(START + "with fail_together(communicator):\n    if rank == 1: sys.exit(0)\n    wait()", 4)
     assert inside.code != 0
-    assert inside.seconds < 10
+    assert inside.seconds < SOON
     assert inside.stderr.count("[rank 1] SystemExit: 0\n") == 1
     together = launch(START + "sys.exit(0)", 4)
     assert (together.code, together.stderr) == (0, "")
@@ -246,7 +248,7 @@ if __name__ == "__main__":
 def test_a_launcher_without_an_mpi_library_is_told_once() -> None:
     done = launch(START, 2, env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
     assert done.code != 0
-    assert done.seconds < 10
+    assert done.seconds < SOON
     [line] = done.stderr.splitlines()
     assert line.startswith("ConfigurationError: PMI_SIZE=2: ")
     assert "pip install mpi4py mpich" in line

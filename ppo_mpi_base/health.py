@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Checks that a run is sound: finite numbers, and ranks in step; each names who is at fault."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from ppo_mpi_base.errors import TrainingError
+
+if TYPE_CHECKING:
+    from ppo_mpi_base.worker import Worker
+
+
+def check_finite(worker: Worker) -> None:
+    """Raise `TrainingError` if this rank's rollout has an observation or a reward that is infinite or NaN."""
+    if (found := worker.storage.first_bad()) is not None:
+        source, t, i = found
+        raise TrainingError(
+            f"{source} is not finite: rank {worker.ranks.rank}, environment {worker.first_global_index + i}, "
+            f"step {t} of iteration {worker.iteration} (total_steps {worker.total_steps}); nothing was learned from it"
+        )
+
+
+def raise_not_finite(worker: Worker) -> None:
+    """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
+    worker.flat.message.zero_()
+    for batch in worker.update:
+        worker.backward(batch)
+    finite = worker.ranks.gather_all(bool(worker.flat.message.isfinite().all()))
+    culprits = [rank for rank, fine in enumerate(finite) if not fine]
+    worker.ranks.raise_together(
+        TrainingError(
+            f"gradient or loss is not finite: rank {', '.join(map(str, culprits)) or 'any (only their sum)'}, "
+            f"iteration {worker.iteration} (total_steps {worker.total_steps}); no parameter was changed"
+        )
+    )
+
+
+def check_in_step(worker: Worker) -> None:
+    """Compare parameters over ranks by a hash. Collective: call on all ranks.
+
+    Raises:
+        TrainingError: they differ; the message names the first differing tensor and rank.
+    """
+    hashes = worker.ranks.gather_all(zlib.crc32(worker.flat.data.cpu().numpy().data))
+    if len(set(hashes)) == 1:
+        return
+    rank = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
+    parameters = {id(parameter): name for name, parameter in worker.actor_critic.named_parameters()}
+    tensors = worker.ranks.gather_all([zlib.crc32(p.detach().cpu().numpy().data) for p in worker.flat.parameters()])
+    names = [parameters[id(parameter)] for parameter in worker.flat.parameters()]
+    name = next(name for k, name in enumerate(names) if tensors[rank][k] != tensors[0][k])
+    error = TrainingError(
+        f"ranks are out of step: {name} on rank {rank} differs from rank 0's in iteration {worker.iteration} "
+        f"(total_steps {worker.total_steps}): a hook or a callback must do the same on all ranks"
+    )
+    worker.ranks.raise_together(error)
