@@ -25,7 +25,7 @@ import numpy as np
 from ppo_mpi_base.logger import read_progress
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of the backend)
+from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "learning"
@@ -63,7 +63,9 @@ def train(task: str, seed: int) -> None:
 def curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return steps and mean returns of the last 100 training episodes."""
     rows = read_progress(path)[1]
-    return np.array([float(row["total_steps"]) for row in rows]), np.array([float(row["episode_return"]) for row in rows])
+    return np.array([float(row["total_steps"]) for row in rows]), np.array(
+        [float(row["episode_return"]) for row in rows]
+    )
 
 
 def score(path: Path) -> float:
@@ -82,7 +84,13 @@ def tabulate() -> None:
             scores = [score(path) for path in sorted((RESULTS / task).glob("seed*.csv"))]
             if scores:
                 listed = " ".join(f"{x:.0f}" for x in scores)
-                row = [task, f"{np.mean(scores):.0f}", f"{np.std(scores):.0f}", f"{MUJOCO.get(task, 475.0):.0f}", listed]
+                row = [
+                    task,
+                    f"{np.mean(scores):.0f}",
+                    f"{np.std(scores):.0f}",
+                    f"{MUJOCO.get(task, 475.0):.0f}",
+                    listed,
+                ]
                 writer.writerow(row)
                 print("  ".join(row))
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.6), layout="constrained")

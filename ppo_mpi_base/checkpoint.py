@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import Tensor
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.mpi import Communicator
+from ppo_mpi_base.saved_policy import describe_space
 
 if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
@@ -65,25 +67,28 @@ class Checkpoints:
         local = self.ranks.gather_all(local_state(worker))
         if not self.ranks.is_root:
             return
-        tensors = {name: tensor.cpu().numpy() for name, tensor in state(worker).items()}
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state(worker).items()}
         for rank, arrays in enumerate(local):
             tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
         try:
-            self._write(tensors, progress(worker))
+            self._write(tensors, {**progress(worker), **description(worker)})
         except OSError as error:
             self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}): training goes on")
 
-    def _write(self, tensors: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
+    def _write(self, tensors: dict[str, np.ndarray], described: dict[str, Any]) -> None:
         assert self.directory is not None
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"{progress['total_steps']:015d}"
+        path = self.directory / f"{described['total_steps']:015d}"
         content = safetensors.numpy.save({name: np.array(array, order="C") for name, array in tensors.items()})
-        facts = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **progress}
+        facts = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **described}
         write_whole(path.with_suffix(".safetensors"), content)
         write_whole(path.with_suffix(".json"), json.dumps({**facts, "self": _digest(facts)}, indent=1).encode())
-        for old in sorted(self.directory.glob("*.json"))[:-KEPT]:
-            old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        kept = {path.stem for path in sorted(self.directory.glob("*.json"))[-KEPT:]}
+        # JSON first: tensors without it are none. They and parts of files are what a kill left behind.
+        for pattern in ("*.json", "*.safetensors", ".*.part"):
+            for path in self.directory.glob(pattern):
+                if path.stem not in kept:
+                    path.unlink()
 
     def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Return the newest whole checkpoint, or None; damaged ones are told and passed over.
@@ -94,7 +99,7 @@ class Checkpoints:
         for path in sorted(self.directory.glob("*.json"), reverse=True) if self.directory else []:
             try:
                 return _read(path)
-            except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
                 if isinstance(error, ConfigurationError):
                     raise
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
@@ -119,6 +124,7 @@ class Checkpoints:
             return False
         facts, arrays = found
         try:
+            _check_same(description(worker), facts)
             _fill(state(worker), arrays)
             continue_from(worker, facts, arrays)
         except ConfigurationError as reason:
@@ -147,6 +153,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return facts, safetensors.numpy.load(content)
 
 
+def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` where a checkpoint has other spaces or other parameters, even if as many."""
+    for name, wanted in mine.items():
+        if (found := facts[name]) != wanted:
+            if name == "parameters":
+                found, wanted = next(pair for pair in itertools.zip_longest(found, wanted) if pair[0] != pair[1])
+            raise ConfigurationError(
+                f"resume: the checkpoint's {name} are not this run's ({found} instead of {wanted}): "
+                "it belongs to another network or space; choose another save_location, or resume=False"
+            )
+
+
 def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
     """Copy arrays into the tensors of the same names, all or none."""
     for name, tensor in state.items():
@@ -157,7 +175,7 @@ def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
                 "it belongs to another network, space, normalization or hook"
             )
     for name, tensor in state.items():
-        tensor.copy_(torch.as_tensor(arrays[name]))
+        tensor.detach().copy_(torch.as_tensor(arrays[name]))
 
 
 def state(worker: Worker) -> dict[str, Tensor]:
@@ -191,8 +209,18 @@ def progress(worker: Worker) -> dict[str, Any]:
         "iteration": worker.iteration,
         "ranks": worker.ranks.size,
         "environments": worker.config.environments_per_rank,
-        "learning_rates": worker.learning_rates,
+        "learning_rates": {name: float(rate) for name, rate in worker.learning_rates.items()},  # hooks use any number
         "reports": worker.reports.state(),
+    }
+
+
+def description(worker: Worker) -> dict[str, Any]:
+    """Return what a run must have in common with a checkpoint, for JSON: spaces, and parameters in their order."""
+    names = {id(parameter): name for name, parameter in worker.actor_critic.named_parameters()}
+    return {
+        "observation spaces": describe_space(worker.environments.observation_space),
+        "action spaces": describe_space(worker.environments.action_space),
+        "parameters": [[names[id(parameter)], list(parameter.shape)] for parameter in worker.flat.parameters()],
     }
 
 
@@ -208,6 +236,7 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     if (facts["ranks"], facts["environments"]) != (worker.ranks.size, worker.config.environments_per_rank):
         episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
         worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)
+        torch.set_rng_state(torch.as_tensor(arrays[f"rank{worker.ranks.rank % facts['ranks']}/torch"]))
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size
         tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")

@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 import os
 import types
 import typing
@@ -268,7 +269,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         kind, allowed = typing.get_args(hint)
         return _number(name, value, kind, allowed)
     origin = typing.get_origin(hint)
-    if origin is Literal and not any(value is option or value == option for option in typing.get_args(hint)):
+    if origin is Literal and not any(value == x and type(value) is type(x) for x in typing.get_args(hint)):
         raise ConfigurationError(f"{name}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
     if hint is bool and not isinstance(value, bool):
         raise ConfigurationError(f"{name}={value!r} must be True or False")
@@ -286,8 +287,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 def _number(name: str, value: Any, kind: type, allowed: Range) -> int | float:
     """Return a number of the wanted kind within its range."""
     what = "whole number" if kind is int else "number"
-    whole = kind is not int or (isinstance(value, int | float) and float(value).is_integer())
-    if isinstance(value, bool) or not isinstance(value, int | float) or not whole or value not in allowed:
+    whole = kind is not int or (isinstance(value, numbers.Real) and float(value).is_integer())
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not whole or float(value) not in allowed:
         raise ConfigurationError(f"{name}={value!r} must be a {what} {allowed}")
     return kind(value)
 

@@ -14,11 +14,15 @@ from ppo_mpi_base.errors import ConfigurationError
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, force it to the disk and rename it: a kill leaves the old file or the new one."""
     beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # half a file would keep a full disk full
+        raise
 
 
 def set_aside(path: Path) -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +20,12 @@ from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
 
+NUMBERS = itertools.count()
 WORTHWHILE_MINIBATCHES = 25_000
 CONSTANTS = ("CONSTANT_MATCH", "EQUALS_MATCH")
-INSIDE = ("torch", "ppo_mpi_base", "_modules[", "._parameters", "._buffers", "_names", "flat", "named_", "L[")
+INSIDE = re.compile(
+    r"self\._names|__import__\('torch'\)|G\['(torch'|__import_(torch|ppo_mpi_base)_dot_)|\['named_|\.(training|_[a-z_]*)$"
+)
 
 LossFunction = Callable[[ActorCritic, Batch, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -87,9 +93,9 @@ class CompiledGradients(EagerGradients):
         """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message."""
         key = (idle, weight, len(batch.advantages), *batch.extras)
         with torch.no_grad():
-            if key in self._gradients:
-                return self._gradients[key](self.flat.data, self.flat.message, batch, coefficients)
             try:
+                if key in self._gradients:
+                    return self._gradients[key](self.flat.data, self.flat.message, batch, coefficients)
                 compiled = self._compile_gradient(idle, weight)
                 # On a copy of the message: a failure half-way must not leave a part of the gradient in it.
                 message = self.flat.message.clone()
@@ -183,6 +189,10 @@ def _compiler() -> str | None:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Its own code object: torch keeps what it compiled by code object, and without the checks that are dropped below
+    # would run what it compiled for another run, or for another size of minibatch.
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(NUMBERS)}")
+    function = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": _guards_of_the_user, "cpp_wrapper": True}
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
@@ -193,7 +203,7 @@ def _guards_of_the_user(guards: Sequence[Any]) -> list[bool]:
     The others make a quarter of a small network's time, and what they watch cannot change between two calls: shapes
     and the parameters' places are fixed, and `CompiledGradients` tells apart the rest.
     """
-    return [guard.guard_type in CONSTANTS and not any(part in guard.name for part in INSIDE) for guard in guards]
+    return [guard.guard_type in CONSTANTS and not INSIDE.search(guard.name) for guard in guards]
 
 
 def _first_line(error: Exception) -> str:

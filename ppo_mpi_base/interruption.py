@@ -13,13 +13,15 @@ from types import FrameType
 REQUEUE = 75
 """The exit status of an interrupted run that can be continued: EX_TEMPFAIL of sysexits.h."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_REQUEST = 1.0
+"""Seconds in which a signal counts once: schedulers signal the ranks and the launcher, which passes it on to them."""
 
 
 class Interruption:
     """Notes that a signal came or the time is over, for the next moment at which all ranks can stop together.
 
-    A second signal of the same kind ends the process at once. The deadline ends it too, at the last checkpoint: a
-    scheduler's patience is short.
+    A second signal of the same kind, a second or more later, ends the process at once. The deadline ends it too, at the
+    last checkpoint: a scheduler's patience is short.
 
     Args:
         max_seconds: end the run after so long; None never.
@@ -30,6 +32,7 @@ class Interruption:
         self._ends_at = None if max_seconds is None else time.monotonic() + max_seconds
         self._deadline = deadline
         self._came: int | None = None
+        self._came_at = 0.0
         self._timer: threading.Timer | None = None
         self._former: dict[int, object] = {}
 
@@ -42,7 +45,7 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         """Listen no more."""
         for number, handler in self._former.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]  # None: it was not Python's
         if self._timer is not None:
             self._timer.cancel()
 
@@ -52,11 +55,11 @@ class Interruption:
         return self._came is not None or (self._ends_at is not None and time.monotonic() >= self._ends_at)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._came == number:
+        if self._came == number and time.monotonic() - self._came_at >= SAME_REQUEST:
             sys.stderr.write(f"second {signal.Signals(number).name}: ending now\n")
             os._exit(128 + number)
         if self._came is None:
-            self._came = number
+            self._came, self._came_at = number, time.monotonic()
             self._timer = threading.Timer(self._deadline, self._give_up)
             self._timer.daemon = True
             self._timer.start()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
@@ -38,8 +39,8 @@ WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 def describe(network: nn.Module) -> dict[str, Any] | None:
     """Return a network of these layers, in `nn.Sequential` at any depth, as data for JSON; None if it has any other."""
     if type(network) is nn.Sequential:
-        parts = [describe(layer) for layer in network]
-        return None if None in parts else {"layer": "Sequential", "parts": parts}
+        parts = {name: describe(layer) for name, layer in network._modules.items() if layer is not None}
+        return None if None in parts.values() else {"layer": "Sequential", "parts": parts}
     names = LAYERS.get(type(network))
     if names is None:
         return None
@@ -51,7 +52,7 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
 
 def build(description: dict[str, Any]) -> nn.Module:
     """Return the network of a description by `describe`, with new weights."""
-    arguments = {name: tuple(x) if isinstance(x, list) else x for name, x in description.items() if name != "layer"}
     if description["layer"] == "Sequential":
-        return nn.Sequential(*(build(part) for part in arguments["parts"]))
+        return nn.Sequential(OrderedDict((name, build(part)) for name, part in description["parts"].items()))
+    arguments = {name: tuple(x) if isinstance(x, list) else x for name, x in description.items() if name != "layer"}
     return BY_NAME[description["layer"]](**arguments)

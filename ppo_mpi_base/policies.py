@@ -53,7 +53,7 @@ class Gaussian:
     def log_prob(self, actions: Tensor) -> Tensor:
         """Return log-densities (B,) of actions (B, *shape)."""
         z = (actions - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z * z - self.log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(-1)
+        return (-0.5 * z * z - self.log_std - 0.5 * math.log(2 * math.pi)).reshape(len(actions), -1).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return differential entropies (B,): the sum of `log_std + log(2 pi e) / 2`."""

@@ -73,11 +73,19 @@ def load_policy(
     if which == "best" and not (directory / "best.safetensors").exists():
         which = "latest"
     description, tensors = _read(directory, which)
-    observation_space, action_space = (make_space(description[f"{kind}_space"]) for kind in ("observation", "action"))
+    try:
+        observation_space, action_space = (
+            make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
+        )
+        gives_value, normalize = description["gives_value"], description["normalize_observations"]
+        saved = None if network_fn or description["network"] is None else layers.build(description["network"])
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(repr(error).split())
+        raise ConfigurationError(f"load_policy: {directory / which}.json is damaged: {reason}") from error
     if network_fn is not None:
         network = network_fn(observation_dim(observation_space), action_dim(action_space), **(policy_kwargs or {}))
-    elif description["network"] is not None:
-        network = layers.build(description["network"])
+    elif saved is not None:
+        network = saved
     else:
         raise ConfigurationError(
             f"load_policy: {directory} holds a network of your own class: give the function that builds it, as "
@@ -86,10 +94,10 @@ def load_policy(
     # Values are not needed to act; a stand-in says that the network does not give them.
     actor_critic = ActorCritic(
         network,
-        None if description["gives_value"] else nn.Identity(),
+        None if gives_value else nn.Identity(),
         observation_space,
         action_space,
-        normalize_observations=description["normalize_observations"],
+        normalize_observations=normalize,
     )
     wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_network.")}
     try:

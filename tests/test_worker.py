@@ -111,7 +111,7 @@ def test_a_run_returns_where_everything_is(tmp_path: Path) -> None:
     result = train(tmp_path)
     assert result == Result(64, 5.0, 5.0, str(tmp_path / "saved"), str(tmp_path / "logs" / "learning_curve.png"))
     assert Path(result.learning_curve).stat().st_size > 1000
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+    assert {path.name for path in (tmp_path / "saved").iterdir() if path.is_file()} == {
         f"{which}.{ending}" for which in ("best", "latest") for ending in ("json", "safetensors")
     }
     assert list((tmp_path / "logs").glob("events.out*"))
@@ -169,7 +169,7 @@ def test_accumulated_minibatches_are_a_larger_one(tmp_path: Path) -> None:
     for size, grad_accum in ((6, 1), (3, 2)):
         watch = Watch()
         train(tmp_path / str(size), train_batch_size=size, grad_accum=grad_accum, hooks=[watch])
-        assert watch.worker.optimizer.steps == {"policy": 4 * 2 * 3, "value": 4 * 2 * 3}
+        assert watch.worker.optimizer.steps.tolist() == [4 * 2 * 3, 4 * 2 * 3]
         after.append(watch.parameters)
     torch.testing.assert_close(after[0], after[1], rtol=1e-10, atol=1e-10)
 
@@ -178,7 +178,7 @@ def test_accumulated_minibatches_are_a_larger_one(tmp_path: Path) -> None:
 def test_epochs_of_policy_and_value_are_counted_apart(tmp_path: Path, pi_epochs: int, v_epochs: int) -> None:
     watch = Watch()
     train(tmp_path, train_pi_epochs=pi_epochs, train_v_epochs=v_epochs, train_batch_size=8, hooks=[watch])
-    assert watch.worker.optimizer.steps == {"policy": 4 * 2 * pi_epochs, "value": 4 * 2 * v_epochs}
+    assert watch.worker.optimizer.steps.tolist() == [4 * 2 * pi_epochs, 4 * 2 * v_epochs]
     first, last = watch.states[0], watch.worker.actor_critic.state_dict()
     for name, epochs in (("network", pi_epochs), ("value_network", v_epochs)):
         assert torch.equal(first[f"{name}.1.weight"], last[f"{name}.1.weight"]) == (epochs == 0)
@@ -188,7 +188,7 @@ def test_the_kl_stop_ends_the_policy_before_the_step_that_is_too_far(tmp_path: P
     watch = Watch()
     train(tmp_path, target_kl=1e-6, pi_lr=0.05, train_pi_epochs=6, train_v_epochs=4, hooks=[watch])
     # Of each iteration the first update, whose KL is 0, is applied; the second, which is too far, is not.
-    assert watch.worker.optimizer.steps == {"policy": 4, "value": 16}
+    assert watch.worker.optimizer.steps.tolist() == [4, 16]
 
 
 @pytest.mark.parametrize("v_epochs", [None, 1], ids=["shared", "two networks"])
@@ -243,7 +243,7 @@ def test_the_interception_gets_an_episode_at_a_time_and_its_changes_are_learned_
     def doubled(steps: list) -> list:
         lengths.append(len(steps))
         observation, action, reward, value, logp = steps[0]
-        assert observation.shape == (4,) and observation[2] in (0, len(lengths) - 1), "an episode starts at step 0"
+        assert observation.tolist() == [0, len(lengths) - 1, 0, 0], "the first step of the next episode"
         assert action.shape == (2,) and np.ndim(reward) == np.ndim(value) == np.ndim(logp) == 0 and reward == 1
         return [(o, a, 2 * r, v, p) for o, a, r, v, p in steps]
 
@@ -265,7 +265,7 @@ def test_the_external_update_comes_between_rollout_and_update(tmp_path: Path) ->
     seen: list[tuple[int, int]] = []
 
     def update() -> float | None:
-        seen.append((len(watch.rollouts), watch.worker.optimizer.steps["policy"]))
+        seen.append((len(watch.rollouts), watch.worker.optimizer.steps[0]))
         return next(losses)
 
     train(tmp_path, external_update_callback=update, hooks=[watch])
@@ -354,7 +354,7 @@ class Strict(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action), action
         self.steps += 1
-        return self.observe(), float(np.sum(action)), self.steps % 2 == 0 and self.steps > 5, self.steps > 6, {}
+        return self.observe(), float(np.sum(action)), self.steps == 6, False, {}
 
 
 OBSERVED = Box(-np.inf, np.inf, (3,), np.float32)
@@ -405,7 +405,7 @@ def test_one_network_may_give_both(tmp_path: Path) -> None:
     watch = Watch()
     shared = {"network_fn": Shared, "policy_kwargs": {"width": 6}, "value_network_fn": None}
     train(tmp_path, **shared, value_coef=0.5, train_batch_size=8, hooks=[watch])
-    assert watch.worker.optimizer.steps == {"policy": 16}
+    assert watch.worker.optimizer.steps.tolist() == [16]
     first, last = watch.states[0], watch.worker.actor_critic.state_dict()
     for name in ("trunk.0.weight", "policy.weight", "value.weight"):
         assert not torch.equal(first[f"network.{name}"], last[f"network.{name}"]), name
@@ -430,7 +430,6 @@ def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
         ({"network_fn": None}, ["network_fn is missing"]),
         ({"total_steps": None}, ["total_steps is missing"]),
         ({"env_fn": "CartPole-v1"}, ["env_fn='CartPole-v1'", "function"]),
-        ({"network_fn": nn.Sequential}, ["network_fn must return", "fails"]),
         ({"network_fn": 3}, ["network_fn=3", "function"]),
         ({"value_network_fn": "mlp"}, ["value_network_fn='mlp'", "function"]),
         ({"env_fn": lambda: "CartPole-v1"}, ["env_fn must return a gymnasium.Env", "str"]),
@@ -474,7 +473,6 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
     with pytest.raises(ConfigurationError) as caught:
         train(tmp_path, **keywords)
     assert "\n" not in str(caught.value)
-    assert any(text in str(caught.value) for text in texts[:1]) and all(t in str(caught.value) for t in texts[:1])
     for text in texts:
         assert text in str(caught.value)
 
@@ -511,7 +509,7 @@ def test_what_is_not_finite_is_told_before_a_parameter_changes(tmp_path: Path, f
         train(tmp_path, env_fn=env_fn, use_vectorized_envs=True, num_environments=2, hooks=[watch])
     assert str(caught.value).startswith(text) and "nothing was learned" in str(caught.value)
     iterations = 0 if at == 0 else 1
-    assert watch.worker.optimizer.steps == {"policy": 2 * iterations, "value": 2 * iterations}
+    assert watch.worker.optimizer.steps.tolist() == [2 * iterations, 2 * iterations]
     assert watch.parameters.isfinite().all() and len(watch.rollouts) == iterations
 
 

@@ -12,10 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 
-COMMAND = (
-    "-m sf_examples.mujoco.train_mujoco --env=mujoco_halfcheetah --device=cpu --num_workers=2 --num_envs_per_worker=8 "
-    "--worker_num_splits=2"
-).split()
+MODULE = "sf_examples.mujoco.train_mujoco"
+OPTIONS = ["--env=mujoco_halfcheetah", "--device=cpu", "--num_workers=2", "--num_envs_per_worker=8"]
+SPLITS = "--worker_num_splits=2"
 WARM_SECONDS = 10
 FRAMES = re.compile(r"Total num frames: (\d+)")
 
@@ -46,7 +45,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=12)
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        command = [sys.executable, *COMMAND, f"--train_dir={directory}", "--experiment=speed"]
+        command = [sys.executable, "-m", MODULE, *OPTIONS, SPLITS, f"--train_dir={directory}", "--experiment=speed"]
         process = subprocess.Popen(
             command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""This package: `mpiexec -n 2 python benchmarks/contestants/ours.py --setting paper`."""
+"""This package: `mpiexec -n 2 python -m benchmarks.contestants.ours --setting paper`."""
 
 import argparse
 import json

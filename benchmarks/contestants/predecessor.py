@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The predecessor's design: one environment a rank, and losses, Allreduce and Adam a tensor at a time.
 
-`mpiexec -n 2 python benchmarks/contestants/predecessor.py`: 2,048 samples an iteration, updates of 64, 10 epochs.
+`mpiexec -n 2 python -m benchmarks.contestants.predecessor`: 2,048 samples an iteration, updates of 64, 10 epochs.
 """
 
 import argparse

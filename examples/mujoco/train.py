@@ -11,7 +11,6 @@ from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 
-
 # MuJoCo 4 warns of an attribute in Gymnasium's own models, once for each environment.
 mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else print(message))
 

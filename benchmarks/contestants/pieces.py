@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""What the pieces of an iteration cost; `mpiexec -n 2 python -m benchmarks.contestants.pieces`, by cost_model.py."""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle
+
+import numpy as np
+import torch
+
+from benchmarks.contestants.ours import Setting, keywords, seconds_per_message
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.mpi import world
+from ppo_mpi_base.ppo import ppo_losses
+from ppo_mpi_base.rollout import gae, minibatch_order
+from ppo_mpi_base.worker import Worker, training
+
+ITERATIONS = 20
+
+
+def microseconds(piece: Callable[[], object], seconds: float) -> float:
+    """Return the median time of a call, after ten calls that warm it up."""
+    for _ in range(10):
+        piece()
+    taken, end = [], time.perf_counter() + seconds
+    while (started := time.perf_counter()) < end:
+        piece()
+        taken.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(taken)
+
+
+def pieces(worker: Worker, seconds: float) -> dict[str, float]:
+    """Return what a rank's pieces cost in microseconds, each called in a loop of its own."""
+    config = worker.config
+    rollout = worker.rollout()
+    rollout.advantages, rollout.returns = gae(rollout, config.gamma, config.lam)
+    update = next(worker.updates(rollout))
+    worker.backward(update[0])
+    reduced = worker.allreduce()
+
+    n, samples = config.environments_per_rank, config.rollout_length_per_worker * config.environments_per_rank
+    observations, noise = rollout.observations[0], torch.zeros_like(rollout.actions[0])
+    actions, out = cycle(rollout.actions.clamp(-1, 1).numpy().copy()), np.empty_like(worker.storage.observations[0])
+    generators = [np.random.default_rng(i) for i in range(n)]
+
+    def shuffle() -> None:
+        order = minibatch_order(config.rollout_length_per_worker, generators, generators[0])
+        rollout.shuffled(torch.as_tensor(order)).split(config.minibatch_size)
+
+    inference = microseconds(lambda: worker.gradients.act(observations, noise), seconds)
+    return {
+        "inference": inference,
+        "iteration": statistics.median(between_updates(worker, inference) for _ in range(ITERATIONS)),
+        "environments": microseconds(lambda: worker.environments.step(next(actions), out), seconds),
+        "minibatch": microseconds(lambda: worker.backward(update[0]), seconds),
+        "shuffle": microseconds(shuffle, seconds) / samples,  # per sample
+        "message": 1e6 * seconds_per_message(worker),
+        "optimizer": microseconds(lambda: worker.step(reduced), seconds),  # last: it spoils the networks
+        "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),
+        "parameters": worker.flat.data.numel(),
+    }
+
+
+def between_updates(worker: Worker, inference: float) -> float:
+    """Return the microseconds of an iteration without updates, steps and acting: values, advantages, logs.
+
+    Collective: call on all ranks.
+    """
+    config, started = worker.config, time.perf_counter()
+    rollout = worker.rollout()
+    rollout.advantages, rollout.returns = gae(rollout, config.gamma, config.lam)
+    worker.standardize(rollout.advantages)
+    stepping = worker.reports.seconds["environments"]
+    worker.finish_iteration(rollout)
+    return 1e6 * (time.perf_counter() - started - stepping) - config.rollout_length_per_worker * inference
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--environments", type=int, required=True)
+    parser.add_argument("--length", type=int, required=True)
+    parser.add_argument("--minibatch", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=2, help="seconds a piece")
+    arguments = parser.parse_args()
+    setting = Setting(arguments.environments, arguments.length, arguments.minibatch, epochs=1)
+    with tempfile.TemporaryDirectory() as directory:
+        config = Config(**keywords(setting, directory))  # type: ignore[arg-type]
+        with training(config, ppo_losses) as worker:
+            found = pieces(worker, arguments.seconds)
+    if world().is_root:
+        print(json.dumps(found), flush=True)

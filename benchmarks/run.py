@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Measure training speed side by side with other libraries: `make bench`, or `python benchmarks/run.py --rounds 5`.
+
+Each contestant is a program in `contestants/`, which warms up, measures, and ends with one line of JSON. All take
+turns, so that a machine that drifts treats them alike; medians count. Peers are installed into `.venv-bench/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = {
+    "stable_baselines3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
+    "sbx": ["sbx-rl==0.28.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
+    "sample_factory": ["sample-factory==2.1.1", "gymnasium==0.29.1", "mujoco==3.1.6", "numpy==1.26.4"],
+}
+TORCH = "torch==2.13.0"
+LONGEST = 300  # seconds a contestant may take
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A program of `contestants/` with its arguments, on some ranks, in a peer's environment or in ours."""
+
+    label: str
+    arguments: str
+    ranks: int = 1
+    peer: str | None = None
+
+    def command(self, seconds: float) -> list[str]:
+        """Return the command line."""
+        python = ROOT / ".venv-bench" / self.peer / "bin" / "python" if self.peer else Path(sys.executable)
+        launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(self.ranks)] if self.ranks > 1 else []
+        program, *arguments = self.arguments.split()
+        return [*launch, str(python), "-m", f"benchmarks.contestants.{program}", *arguments, "--seconds", str(seconds)]
+
+
+ALL = {
+    "environments": Contestant("environments alone, 2 processes of 8", "environments"),
+    "paper": Contestant("ours, paper's setting, 2 ranks", "ours --setting paper", ranks=2),
+    "paper_1_rank": Contestant("ours, paper's setting, 1 rank, same load", "ours --setting paper"),
+    "paper_eager": Contestant("ours, paper's setting, 2 ranks, eager", "ours --setting paper --eager", ranks=2),
+    "throughput": Contestant("ours, throughput setting, 2 ranks", "ours --setting throughput", ranks=2),
+    "predecessor": Contestant("the predecessor's design, 2 ranks", "predecessor", ranks=2),
+    "sb3_8": Contestant(
+        "Stable-Baselines3, 8 environments", "stable_baselines stable_baselines3", peer="stable_baselines3"
+    ),
+    "sb3_1": Contestant(
+        "Stable-Baselines3, 1 environment",
+        "stable_baselines stable_baselines3 --environments 1",
+        peer="stable_baselines3",
+    ),
+    "sbx_8": Contestant("SBX, 8 environments", "stable_baselines sbx", peer="sbx"),
+    "sample_factory": Contestant("Sample Factory, 16 environments", "factory", peer="sample_factory"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio that is to be reached: of two contestants' speeds, or one contestant's own figure."""
+
+    text: str
+    of: str
+    to: str
+    target: float
+
+
+TARGETS = [
+    Target("paper's setting / Stable-Baselines3, 8 environments", "paper", "sb3_8", 5),
+    Target("paper's setting / Stable-Baselines3, 1 environment", "paper", "sb3_1", 10),
+    Target("paper's setting / SBX, 8 environments", "paper", "sbx_8", 4),
+    Target("paper's setting / the predecessor's design", "paper", "predecessor", 6.5),
+    Target("paper's setting / environments alone", "paper", "environments", 0.38),
+    Target("throughput setting / environments alone", "throughput", "environments", 0.7),
+    Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
+    Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
+]
+MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
+
+Figures = dict[str, float]
+
+
+def install(peer: str) -> bool:
+    """Install a peer into its own environment, once; say in one line why it could not be."""
+    directory = ROOT / ".venv-bench" / peer
+    stamp, wanted = directory / ".installed", " ".join([TORCH, *PEERS[peer]])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return True
+    print(f"installing {peer} into {directory.relative_to(ROOT)}", flush=True)
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # torch by itself first: the one of our own environment, where PIP_EXTRA_INDEX_URL chooses between its builds.
+    for command in ([sys.executable, "-m", "venv", str(directory)], [*pip, TORCH], [*pip, TORCH, *PEERS[peer]]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()
+            print(f"{peer} is left out, its installation failed: {lines[-1]}", flush=True)
+            return False
+    stamp.write_text(wanted)
+    return True
+
+
+def measure(contestant: Contestant, seconds: float) -> Figures | None:
+    """Run a contestant once; return its figures with its memory, or say in one line how it failed."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            contestant.command(seconds),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **threads},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        peaks: dict[int, float] = {}
+        try:
+            limit = time.monotonic() + LONGEST
+            while process.poll() is None and time.monotonic() < limit:
+                peaks.update(memory(process.pid))
+                time.sleep(0.5)
+        finally:
+            if failed := process.poll() != 0:
+                end_group(process)
+        output.seek(0)
+        lines = output.read().splitlines()
+    found = next((line for line in reversed(lines) if line.startswith('{"steps_per_second"')), None)
+    if failed or found is None:
+        print(f"{contestant.label} failed: {lines[-1] if lines else 'no output'}", flush=True)
+        return None
+    return {**json.loads(found), "peak_rss_mb": max(peaks.values(), default=float("nan"))}
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """End a contestant and what it has started: first so that it can clean up, then by force."""
+    for sent in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, sent)
+            process.wait(10)
+
+
+def memory(process: int) -> dict[int, float]:
+    """Return the peak resident memory so far, in MB, of a process and all that it has started; Linux only."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return {}
+    peak = next((float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), None)
+    peaks = {} if peak is None else {process: peak}
+    for child in started:
+        peaks.update(memory(int(child)))
+    return peaks
+
+
+def medians(measured: Mapping[str, list[Figures]]) -> dict[str, Figures]:
+    """Return the median of each figure of each contestant that was measured."""
+    return {
+        name: {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
+        for name, rounds in measured.items()
+        if rounds
+    }
+
+
+def table(median: Mapping[str, Figures]) -> list[dict[str, str]]:
+    """Return a row for each target of which both sides were measured."""
+    rows = []
+    for target in TARGETS:
+        if target.of in median and target.to in median:
+            of, to = median[target.of]["steps_per_second"], median[target.to]["steps_per_second"]
+            rows.append(_row(target.text, f"{of:.0f}", f"{to:.0f}", of / to, target.target, of / to >= target.target))
+    if "paper" in median:
+        part = median["paper"]["communication_of_update"]
+        text = "communication / update (at most)"
+        rows.append(_row(text, "", "", part, MOST_COMMUNICATION, part < MOST_COMMUNICATION))
+    return rows
+
+
+def _row(text: str, of: str, to: str, ratio: float, target: float, reached: bool) -> dict[str, str]:
+    verdict = "yes" if reached else "NO"
+    figures = {"steps_per_second": of, "other": to, "ratio": f"{ratio:.3g}", "target": f"{target:g}"}
+    return {"comparison": text, **figures, "reached": verdict}
+
+
+def show(median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+    """Print speeds and memory, then the table of ratios."""
+    print(f"\n{'':46}{'steps/s':>9}{'peak MB of a process':>22}")
+    for name, figures in median.items():
+        print(f"{ALL[name].label:46}{figures['steps_per_second']:9.0f}{figures['peak_rss_mb']:22.0f}")
+    print(f"\n{'':56}{'ratio':>8}{'target':>8}  reached")
+    for row in rows:
+        print(f"{row['comparison']:56}{row['ratio']:>8}{row['target']:>8}  {row['reached']}")
+
+
+def write(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+    """Write ratios as CSV, all measurements as JSON, and the picture."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "speed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["comparison", "steps_per_second", "other", "ratio", "target", "reached"])
+        writer.writeheader()
+        writer.writerows(rows)
+    facts = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy", "mpi4py")},
+        "peers": PEERS,
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "measured": measured,
+    }
+    (RESULTS / "speed.json").write_text(json.dumps(facts, indent=1) + "\n")
+    draw(measured, median, rows)
+
+
+def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+    """Draw a bar for each contestant, with a dot for each round, beside the table of ratios."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (bars, text) = plt.subplots(1, 2, figsize=(14, 4.2), layout="constrained", width_ratios=[1.1, 1])
+    order = sorted(median, key=lambda name: median[name]["steps_per_second"])
+    for place, name in enumerate(order):
+        ours = ALL[name].label.startswith("ours")
+        bars.barh(place, median[name]["steps_per_second"], color="tab:blue" if ours else "0.75")
+        speeds = [figures["steps_per_second"] for figures in measured[name]]
+        bars.plot(speeds, [place] * len(speeds), "k.", markersize=3)
+    bars.set_yticks(range(len(order)), [ALL[name].label for name in order])
+    bars.set_xlabel("steps/s, HalfCheetah, two cores")
+    bars.spines[["top", "right"]].set_visible(False)
+    text.axis("off")
+    if rows:
+        cells = [[row["comparison"], row["ratio"], row["target"], row["reached"]] for row in rows]
+        drawn = text.table(
+            cells,
+            colLabels=["", "ratio", "target", "reached"],
+            colWidths=[0.68, 0.1, 0.1, 0.12],
+            cellLoc="left",
+            loc="center",
+            edges="horizontal",
+        )
+        drawn.auto_set_font_size(False)
+        drawn.set_fontsize(9)
+        drawn.scale(1, 1.6)
+    figure.savefig(RESULTS / "speed.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements of each contestant, of which the median counts"
+    )
+    parser.add_argument("--seconds", type=float, default=12, help="seconds a measurement, after the warm-up")
+    parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=f"some of: {' '.join(ALL)}")
+    parser.add_argument("--skip-peers", action="store_true", help="leave out what has to be installed")
+    arguments = parser.parse_args()
+    chosen = arguments.only or list(ALL)
+    needed = dict.fromkeys(peer for name in chosen if (peer := ALL[name].peer))
+    installed = {peer for peer in needed if not arguments.skip_peers and install(peer)}
+    measured: dict[str, list[Figures]] = {
+        name: [] for name in ALL if name in chosen and (ALL[name].peer is None or ALL[name].peer in installed)
+    }
+    for number in range(1, arguments.rounds + 1):
+        for name, figures in measured.items():
+            if (found := measure(ALL[name], arguments.seconds)) is not None:
+                figures.append(found)
+                speed = found["steps_per_second"]
+                print(f"round {number} of {arguments.rounds}  {ALL[name].label:46}{speed:9.0f} steps/s", flush=True)
+    median = medians(measured)
+    rows = table(median)
+    show(median, rows)
+    write(measured, median, rows)
+
+
+if __name__ == "__main__":
+    main()

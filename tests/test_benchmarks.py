@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The arithmetic of the benchmarks; what they measure is too slow to test."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import cost_model, run
+from benchmarks.contestants import factory
+
+
+def test_sample_factory_is_measured_after_its_warm_up() -> None:
+    lines = ["starting", *(f"Fps is (10 sec: 1.0). Total num frames: {n}. " for n in (0, 500, 900, 1000, 1400, 3000))]
+    clock = iter([0.0, 1.0, 5.0, 14.0, 16.0, 20.0, 26.0])
+    assert factory.measure(lines, 10, clock) == pytest.approx((3000 - 1000) / (26 - 16))
+
+
+def test_a_ratio_is_of_medians_and_missing_contestants_are_left_out() -> None:
+    ours = [{"steps_per_second": float(x), "communication_of_update": 0.2} for x in (40, 10, 20)]
+    alone = [{"steps_per_second": float(x)} for x in (50, 41, 9)]
+    rows = run.table(run.medians({"paper": ours, "environments": alone, "sbx_8": []}))
+    ratio, communication = rows
+    assert (ratio["comparison"], ratio["ratio"], ratio["reached"]) == (run.TARGETS[4].text, "0.488", "yes")
+    assert (communication["ratio"], communication["reached"]) == ("0.2", "NO")
+
+
+def test_every_target_compares_contestants_that_exist() -> None:
+    assert {name for target in run.TARGETS for name in (target.of, target.to)} <= set(run.ALL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_counts_what_a_contestant_has_started() -> None:
+    allocate = "import sys; data = b'x' * 100_000_000; print('ready', flush=True); sys.stdin.read()"
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, allocate], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.readline()
+    peaks = run.memory(process.pid)
+    process.communicate("")
+    assert len(peaks) == 2
+    assert peaks[process.pid] < 90 < max(peaks.values()) < 200
+
+
+def test_the_model_finds_the_line_through_two_sizes() -> None:
+    line = cost_model.Line.through((8, 30.0), (32, 78.0))
+    assert (line.call, line.each) == (14.0, 2.0)
+
+
+def test_the_model_adds_up_an_iteration() -> None:
+    line = cost_model.Line
+    model = cost_model.Model(line(8, 30), line(16, 1), line(50, 2), line(512, 1), 14.0, 0.5, 32.0, 40_000, 10_000)
+    costs = model.per_step((8, 128, 64, 10))
+    by_hand = {
+        "environments": 31.0,
+        "inference": 3.0,
+        "work on samples": 25.0,
+        "overhead of calls": 10.0,
+        "communication": 5.0,
+        "iteration": 1.5,
+    }
+    assert costs == by_hand
+    assert cost_model.speed(2, costs) == pytest.approx(2e6 / 75.5)
+
+
+def test_an_allreduce_costs_two_latencies_a_doubling_and_two_messages() -> None:
+    assert cost_model.allreduce(2, 1000, latency=3, bandwidth=100) == pytest.approx(2 * 3 + 10)
+    assert cost_model.allreduce(1024, 1000, latency=3, bandwidth=100) == pytest.approx(60 + 2 * 1023 / 1024 * 10)

@@ -1,0 +1,515 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints on one rank: exact resume, writing whole or not at all, and files that must not be believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv
+from torch import Tensor, nn
+
+from ppo_mpi_base import checkpoint as package
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.worker import Result, Worker
+from tests.mpi.launch import run
+from tests.resuming import HALF, TASKS, WHOLE, N, T, checkpoint, differences, keywords, newest
+from tests.scripted import FaultyEnv, ScriptedEnv
+
+STEPS = T * N  # of an iteration at one rank
+
+EXACT = """
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ppo_mpi_base.ppo import PPO
+from tests.resuming import Signal, keywords, newest
+
+task, directory = sys.argv[1], Path(sys.argv[2])
+torch.set_num_threads(1)
+
+
+def in_process(run, hooks):
+    process = os.fork()
+    if process == 0:
+        PPO(**keywords(task, directory / run, hooks=hooks))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+print(in_process("whole", []), in_process("killed", [Signal()]))
+newest(directory / "killed").unlink()  # so that the logs are ahead of the checkpoint
+print(in_process("killed", []))
+"""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, task):
+    finished = run([], EXACT, task, str(tmp_path))
+    assert finished.stdout.split() == ["0", "-9", "0"], finished
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+    facts, arrays = checkpoint(tmp_path / "whole")
+    assert facts["total_steps"] == WHOLE * STEPS and facts["reports"]["episodes"] >= 2 * N
+    assert any(array.size for name, array in arrays.items() if "environments/actions" in name), "episodes in progress"
+
+
+class Watch(Hooks):
+    """Keeps the state in which each rollout was collected, and the worker."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.last = last
+        self.states: list[dict[str, np.ndarray]] = []
+        self.learned = torch.zeros(3, requires_grad=True)
+
+    def on_start(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        if worker.iteration == self.last:
+            raise TrainingError("enough")
+        names = ("parameters", "adam/first_moment", "adam/second_moment", "adam/steps", "hook0/learned")
+        state = package.state(worker)
+        self.states.append({name: state[name].detach().numpy().copy() for name in names})
+        with torch.no_grad():
+            self.learned += 1
+        worker.learning_rates["policy"] = np.float32(1e-3)  # a hook's number need not be Python's
+
+    def state(self) -> dict[str, Tensor]:
+        return {"learned": self.learned}
+
+
+def train(directory: Path, task: str = "CartPole", **changed: Any) -> Result:
+    return PPO(**keywords(task, directory, **changed))
+
+
+def half(directory: Path, task: str = "CartPole", **changed: Any) -> None:
+    """Train for `HALF` iterations and leave their checkpoints."""
+    with pytest.raises(TrainingError, match="enough"):
+        train(directory, task, hooks=[Watch(HALF)], **changed)
+
+
+def test_a_finished_run_is_over_and_without_resume_another_begins(tmp_path):
+    train(tmp_path)
+    before = newest(tmp_path).read_bytes()
+    assert train(tmp_path).total_steps == WHOLE * STEPS
+    assert newest(tmp_path).read_bytes() == before
+    watch = Watch()
+    train(tmp_path, resume=False, hooks=[watch])
+    assert len(watch.states) == WHOLE
+    assert len(list((tmp_path / "saved" / "checkpoints").glob("*.json"))) == package.KEPT
+    assert max((tmp_path / "saved" / "checkpoints.1").glob("*.json")).read_bytes() == before
+
+
+def test_hooks_and_optimizer_continue(tmp_path):
+    half(tmp_path)
+    _, arrays = checkpoint(tmp_path)
+    watch = Watch()
+    train(tmp_path, hooks=[watch])
+    assert len(watch.states) == WHOLE - HALF
+    for name, array in watch.states[0].items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    np.testing.assert_array_equal(watch.states[0]["hook0/learned"], [HALF] * 3)
+    assert watch.states[0]["adam/steps"].min() > 0
+
+
+def sync(env_fn: Callable[..., gymnasium.Env], n: int, **env_kwargs: Any) -> SyncVectorEnv:
+    return SyncVectorEnv([partial(env_fn, **env_kwargs)] * n)
+
+
+@pytest.mark.parametrize("case", ["vector", "unrepeatable"])
+def test_environments_that_cannot_be_restored_begin_new_episodes_and_one_line_says_so(tmp_path, capsys, case):
+    # The scripted environment tells the number of its episode, which the same one of a new process does not know.
+    changed = {"make_vec_env_fn": sync} if case == "vector" else {"env_fn": ScriptedEnv, "env_kwargs": {}}
+    half(tmp_path, **changed)
+    _, arrays = checkpoint(tmp_path)
+    capsys.readouterr()
+    watch, firsts = Watch(), []
+
+    class First(Hooks):
+        def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+            firsts.append(rollout.observations[0].numpy().copy())
+
+    train(tmp_path, hooks=[watch, First()], quiet=False, **changed)
+    told = [line for line in capsys.readouterr().out.splitlines() if "resumed" in line]
+    assert told == [f"resumed at {HALF * STEPS} steps: {N} environments cannot be restored and begin new episodes"]
+    np.testing.assert_array_equal(watch.states[0]["parameters"], arrays["parameters"])
+    if case == "vector":
+        first = gymnasium.make("CartPole-v1").reset(seed=package_seed(0))[0]
+        assert not np.array_equal(firsts[0][0], first), "the run's first episode was used up"
+
+
+def package_seed(g: int) -> int:
+    from ppo_mpi_base.envs import first_seed
+
+    return first_seed(0, g)
+
+
+@pytest.mark.parametrize("environments", [1, 3])
+def test_another_number_of_environments_continues_what_was_learned_with_seeds_of_its_own(
+    tmp_path, capsys, environments
+):
+    half(tmp_path)
+    facts, arrays = checkpoint(tmp_path)
+    used = int(arrays["rank0/environments/episodes"].max())
+    watch = Watch()
+    given = {"num_environments": environments, "hooks": [watch], "quiet": False}
+    train(tmp_path, **given)
+    assert f"resumed from 1 ranks x {N} environments" in capsys.readouterr().out
+    for name, array in watch.states[0].items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    episodes = watch.worker.environments.progress()["episodes"]
+    assert episodes.shape == (environments,) and episodes.min() > used
+    assert watch.worker.total_steps >= facts["total_steps"] + T * environments
+
+
+def damage(kind: str, path: Path) -> None:
+    """Spoil a checkpoint's description or tensors, whichever the path names."""
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        path.write_bytes(bytes(flipped))
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Malice(path.parent / "executed")))
+    elif kind == "deep":
+        path.write_bytes(b"[" * 100_000)
+
+
+class Malice:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def run_of_half(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("half")
+    half(directory)
+    return directory
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "half", "flipped", "pickle", "deep"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_continued(tmp_path, capsys, run_of_half, kind, suffix):
+    shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
+    damage(kind, newest(tmp_path).with_suffix(suffix))
+    watch = Watch()
+    train(tmp_path, hooks=[watch], quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"resumed at {(HALF - 1) * STEPS} steps" in lines
+    told = [line for line in lines if "is damaged" in line and f"{HALF * STEPS}.json" in line]
+    assert len(told) == (0 if (kind, suffix) == ("missing", ".json") else 1), lines
+    assert len(watch.states) == WHOLE - HALF + 1
+    assert not list(tmp_path.rglob("executed"))
+    assert len(list((tmp_path / "saved" / "checkpoints").iterdir())) == 2 * package.KEPT, "nothing is left behind"
+
+
+def test_every_flipped_bit_of_a_description_is_noticed_or_harmless(run_of_half):
+    path = newest(run_of_half)
+    content = path.read_bytes()
+    whole, _ = package._read(path)
+    try:
+        for place in range(0, len(content), 3):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << place % 8
+            path.write_bytes(bytes(flipped))
+            try:
+                assert package._read(path)[0] == whole, "a flip in white space"
+            except (ValueError, KeyError) as error:
+                assert not isinstance(error, ConfigurationError)
+    finally:
+        path.write_bytes(content)
+
+
+def test_if_all_are_damaged_the_run_begins_anew_and_keeps_them(tmp_path, capsys, run_of_half):
+    shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "saved" / "checkpoints").glob("*.json"):
+        damage("half", path)
+    watch = Watch()
+    train(tmp_path, hooks=[watch], quiet=False)
+    assert len(watch.states) == WHOLE
+    assert capsys.readouterr().out.count("is damaged") == HALF
+    assert len(list((tmp_path / "saved" / "checkpoints.1").glob("*.json"))) == HALF
+
+
+class Turned(gymnasium.ActionWrapper):
+    """CartPole with as many actions, counted from 1."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.action_space = gymnasium.spaces.Discrete(2, start=1)
+
+    def action(self, action: Any) -> Any:
+        return action - 1
+
+
+class Bounded(gymnasium.ObservationWrapper):
+    """CartPole with another observation space of the same shape."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.observation_space = Box(-9.0, 9.0, (4,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return observation
+
+
+def as_many(obs_dim: int, act_dim: int = 1) -> nn.Module:
+    """Return another network with as many parameters as `small` for CartPole: 58 and 49."""
+    return nn.Sequential(Scales(58 if act_dim == 2 else 49, act_dim))
+
+
+class Scales(nn.Module):
+    def __init__(self, parameters: int, act_dim: int) -> None:
+        super().__init__()
+        self.scales, self.act_dim = nn.Parameter(torch.zeros(parameters)), act_dim
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations[:, : self.act_dim] * self.scales.mean()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"network_fn": partial(mlp, hidden=(9,))}, r"parameters are not this run's \(\['network.*4.*instead of"),
+        ({"network_fn": as_many, "value_network_fn": as_many}, r"parameters are not this run's .*scales"),
+        ({"env_fn": Turned}, "action spaces are not this run's .*'start': 0.*'start': 1"),
+        ({"env_fn": Bounded}, "observation spaces are not this run's"),
+        ({"hooks": ()}, None),  # a hook's state that nobody wants is no reason to stop
+        ({"hooks": [Watch(), Watch()]}, "hook1/learned has shape None, but this run's"),
+    ],
+    ids=["wider", "as many", "action space", "observation space", "fewer hooks", "more hooks"],
+)
+def test_a_checkpoint_of_something_else_is_refused_before_anything_changes(tmp_path, run_of_half, changed, message):
+    shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if message is None:
+        train(tmp_path, **changed)
+        return
+    with pytest.raises(ConfigurationError, match=f"^resume: .*{message}") as error:
+        train(tmp_path, **changed)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_newer_format_is_refused(tmp_path, run_of_half):
+    shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
+    path = newest(tmp_path)
+    facts = {**json.loads(path.read_text()), "format": package.FORMAT + 1}
+    facts.pop("self")
+    path.write_text(json.dumps({**facts, "self": package._digest(facts)}))
+    with pytest.raises(ConfigurationError, match=rf"^resume: .* has format {package.FORMAT + 1}, .*save_location"):
+        train(tmp_path)
+    assert path.exists()
+
+
+def test_nan_leaves_the_last_good_checkpoint(tmp_path):
+    faulty = partial(FaultyEnv, "nan", at=HALF * T + 5, horizon=1000)
+    given = {"env_fn": faulty, "env_kwargs": {}, "max_ep_len": None}
+    with pytest.raises(TrainingError, match=rf"observation is not finite: rank 0, .* step 5 of iteration {HALF}"):
+        train(tmp_path, **given)
+    facts, arrays = checkpoint(tmp_path)
+    assert facts["iteration"] == HALF and np.isfinite(arrays["parameters"]).all()
+    watch = Watch()
+    train(tmp_path, **{**given, "env_fn": ScriptedEnv})
+    assert checkpoint(tmp_path)[0]["iteration"] == WHOLE
+    assert not watch.states
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1500, 4000])
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit):
+    """A process that may write files up to `limit` bytes: a write fails half done, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Full(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == HALF:
+                self.save, worker.checkpoints.save = worker.checkpoints.save, partial(self.limited, worker)
+
+        def limited(self, of: Worker, worker: Worker) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                self.save(worker)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            of.checkpoints.save = self.save
+            self.left = sorted(path.name for path in of.checkpoints.directory.iterdir())
+            self.found = of.checkpoints.newest()
+
+    full = Full()
+    train(tmp_path, hooks=[full], quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("checkpoint at")]
+    assert told == [f"checkpoint at {HALF * STEPS} steps failed (File too large): training goes on"]
+    assert full.found is not None and full.found[0]["total_steps"] == (HALF - 1) * STEPS
+    assert not [name for name in full.left if name.endswith(".part")], "half a file would keep the disk full"
+    assert checkpoint(tmp_path)[0]["total_steps"] == WHOLE * STEPS
+
+
+def test_writing_over_a_file_fails_whole(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, b"former")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError):
+            write_whole(path, b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"former" and list(tmp_path.iterdir()) == [path]
+
+
+KILLS = """
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ppo_mpi_base import checkpoint, files
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.ppo import ppo_losses
+from ppo_mpi_base.worker import training
+from tests.resuming import keywords
+
+directory = Path(sys.argv[1])
+torch.set_num_threads(1)
+watched = {checkpoint.__file__, files.__file__}
+told = []
+
+
+class Ballast(Hooks):
+    learned = torch.zeros(2_000_000)  # so that a file's writing takes long enough to be killed in its midst
+
+    def state(self):
+        return {"learned": self.learned}
+
+
+def save(worker, steps):
+    worker.total_steps = steps
+    worker.flat.data.fill_(steps)
+    worker.checkpoints.save(worker)
+
+
+def kill_at(moment):
+    # Before and after each call that the writing of a checkpoint makes.
+    passed = 0
+
+    def count(frame, event, argument):
+        nonlocal passed
+        if frame.f_code.co_filename in watched and frame.f_code.co_name in ("_write", "write_whole", "<genexpr>"):
+            passed += 1
+            if passed == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+
+
+def child(worker, steps, moment=None):
+    process = os.fork()
+    if process == 0:
+        if moment is not None:
+            kill_at(moment)
+        save(worker, steps)
+        os._exit(0)
+    return process
+
+
+def check(worker, least):
+    facts, arrays = worker.checkpoints.newest()
+    assert facts["total_steps"] >= least and (arrays["parameters"] == facts["total_steps"]).all(), facts
+    return facts["total_steps"]
+
+
+def start(worker):
+    worker.checkpoints.directory = directory / "checkpoints"
+    shutil.rmtree(worker.checkpoints.directory, ignore_errors=True)
+    for steps in (100, 200, 300):
+        save(worker, steps)
+
+
+def each_call(worker, steps):
+    # Writing the checkpoint of `steps`, killed at every call in turn; return what was found after each.
+    found = []
+    while True:
+        shutil.rmtree(directory / "now", ignore_errors=True)
+        shutil.copytree(directory / "checkpoints", directory / "now")
+        worker.checkpoints.directory = directory / "now"
+        ended = os.waitstatus_to_exitcode(os.waitpid(child(worker, steps, len(found) + 1), 0)[1])
+        if ended == 0:
+            return found
+        assert ended == -signal.SIGKILL, ended
+        found.append(check(worker, 200 if steps == 300 else 300))
+        save(worker, 500)  # cleans up
+        assert len(list(worker.checkpoints.directory.iterdir())) == 2 * checkpoint.KEPT
+
+
+with training(Config(**keywords("CartPole", directory / "run")), ppo_losses) as worker:
+    worker.checkpoints.tell = told.append
+    start(worker)
+    new = each_call(worker, 400)
+    assert not told, told
+    assert new == sorted(new) and set(new) == {300, 400}
+    again = each_call(worker, 300)  # over one that is there
+    print(len(new) + len(again))
+with training(Config(**keywords("CartPole", directory / "large", hooks=[Ballast()])), ppo_losses) as worker:
+    start(worker)
+    began = time.monotonic()
+    save(worker, 300)
+    seconds = time.monotonic() - began
+    killed = 0
+    for k in range(10):
+        process = child(worker, 400 + k)
+        time.sleep(seconds * (k + 0.5) / 10)
+        os.kill(process, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        check(worker, 300)
+    print(killed)
+"""
+
+
+def test_a_kill_at_any_moment_of_the_writing_leaves_a_whole_checkpoint(tmp_path):
+    finished = run([], KILLS, str(tmp_path), timeout=110)
+    assert finished.code == 0, finished.stderr
+    calls, timed = map(int, finished.stdout.split())
+    assert calls >= 50 and timed >= 5
+
+
+def test_no_module_unpickles():
+    for path in Path(package.__file__).parent.glob("*.py"):
+        text = path.read_text()
+        assert "pickle" not in text.replace("no pickle", "") and "torch.load" not in text, path

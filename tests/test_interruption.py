@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Signals and time limits on one rank: an orderly end, and the ways to end at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.interruption import REQUEUE, SIGNALS, Interruption
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.worker import Worker
+from tests.mpi.launch import run
+from tests.resuming import HALF, WHOLE, N, Signal, T, checkpoint, differences, keywords
+
+ITERATION = T * N
+
+
+def stopped(directory: Path, **changed: object) -> str | int | None:
+    """Train until something ends it; return the exit status that it asks for."""
+    with pytest.raises(SystemExit) as ended:
+        PPO(**keywords("CartPole", directory, **changed))
+    return ended.value.code
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(tmp_path, capsys, number):
+    former = [signal.getsignal(each) for each in SIGNALS]
+    assert stopped(tmp_path, hooks=[Signal(number)], checkpoint_seconds=3600, quiet=False) == REQUEUE == 75
+    facts, _ = checkpoint(tmp_path)
+    assert facts["total_steps"] == (HALF + 1) * ITERATION
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f'stopped at {(HALF + 1) * ITERATION} steps; resume="auto" continues'
+    assert [signal.getsignal(each) for each in SIGNALS] == former
+
+    PPO(**keywords("CartPole", tmp_path))
+    PPO(**keywords("CartPole", tmp_path / "undisturbed"))
+    assert differences(tmp_path, tmp_path / "undisturbed") == []
+
+
+class Twice(Hooks):
+    """Sends two signals of a kind at once, as a scheduler and a launcher together do."""
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        if worker.iteration == HALF:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+
+
+def test_a_signal_that_is_delivered_twice_is_one(tmp_path):
+    assert stopped(tmp_path, hooks=[Twice()]) == REQUEUE
+    assert checkpoint(tmp_path)[0]["iteration"] == HALF + 1
+
+
+def test_a_signal_in_the_last_iteration_is_no_interruption(tmp_path):
+    assert PPO(**keywords("CartPole", tmp_path, total_steps=(HALF + 1) * ITERATION, hooks=[Signal(signal.SIGTERM)]))
+
+
+def test_max_seconds_ends_the_run_likewise(tmp_path):
+    assert stopped(tmp_path, max_seconds=1e-3, checkpoint_seconds=3600) == REQUEUE
+    assert checkpoint(tmp_path)[0]["iteration"] == 1
+    assert stopped(tmp_path, max_seconds=1e-3, checkpoint_seconds=3600) == REQUEUE
+    assert checkpoint(tmp_path)[0]["iteration"] == 2
+    result = PPO(**keywords("CartPole", tmp_path, max_seconds=3600))
+    assert result.total_steps == WHOLE * ITERATION
+
+
+def test_without_a_request_there_is_none():
+    with Interruption(None, 30.0) as interruption:
+        assert not interruption.requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interruption.requested
+
+
+IMPATIENT = """
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.ppo import PPO
+from tests.resuming import HALF, checkpoint, keywords
+
+directory = Path(sys.argv[1])
+torch.set_num_threads(1)
+
+
+class Hang(Hooks):
+    # An iteration that does not end within any patience.
+
+    def __init__(self, signals):
+        self.signals = signals
+
+    def on_rollout(self, worker, rollout):
+        if worker.iteration == HALF:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+                time.sleep(1.1)
+            time.sleep(60)
+
+
+def ended(run, signals, deadline):
+    process = os.fork()
+    if process == 0:
+        PPO(**keywords("CartPole", directory / run, hooks=[Hang(signals)], stop_deadline=deadline))
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code, checkpoint(directory / run)[0]["iteration"] == HALF
+
+
+print(ended("second", [signal.SIGTERM, signal.SIGTERM], 30.0))
+print(ended("other kind", [signal.SIGUSR1, signal.SIGTERM], 2.0))
+print(ended("deadline", [signal.SIGINT], 0.5))
+"""
+
+
+def test_a_second_signal_and_the_deadline_end_it_now_at_the_last_checkpoint(tmp_path):
+    finished = run([], IMPATIENT, str(tmp_path))
+    assert finished.stdout.splitlines() == [
+        f"({128 + signal.SIGTERM}, True)",
+        f"({REQUEUE}, True)",
+        f"({REQUEUE}, True)",
+    ], finished
+    assert "second SIGTERM: ending now" in finished.stderr
+    assert finished.stderr.count("ending at the last checkpoint") == 2
