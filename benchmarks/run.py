@@ -232,7 +232,7 @@ def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], r
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (bars, text) = plt.subplots(1, 2, figsize=(14, 4.2), layout="constrained", width_ratios=[1.1, 1])
+    figure, (bars, text) = plt.subplots(1, 2, figsize=(15, 4.2), layout="constrained", width_ratios=[1.1, 1])
     order = sorted(median, key=lambda name: median[name]["steps_per_second"])
     for place, name in enumerate(order):
         ours = ALL[name].label.startswith("ours")
@@ -248,7 +248,7 @@ def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], r
         drawn = text.table(
             cells,
             colLabels=["", "ratio", "target", "reached"],
-            colWidths=[0.68, 0.1, 0.1, 0.12],
+            colWidths=[0.72, 0.1, 0.09, 0.11],
             cellLoc="left",
             loc="center",
             edges="horizontal",

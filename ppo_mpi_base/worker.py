@@ -115,7 +115,7 @@ class Worker:
     def broadcast_parameters(self) -> None:
         """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
         for tensor in (self.flat.data, *self.not_trained()):
-            array = tensor.cpu().numpy()
+            array = tensor.cpu().contiguous().numpy()
             self.ranks.broadcast_(array)
             tensor.copy_(torch.as_tensor(array))
 
@@ -127,7 +127,7 @@ class Worker:
     def rollout(self) -> Rollout:
         """Step the N environments T times by the current policy; return it with values and log-probabilities.
 
-        Observation and reward moments are updated here: the networks see the former ones until the iteration's end.
+        Reward moments are updated here; those of observations at the iteration's end, so that all of it sees the same.
         Collective: call on all ranks.
 
         Raises:
@@ -245,6 +245,8 @@ class Worker:
         between = generator(config.seed, MINIBATCHES, first, self.iteration, 1)
         self.stopped_by_kl = False
         for epoch in range(max(self.epochs[name] for name in self.flat.slices)):
+            if len(self._idle(epoch)) == len(self.flat.slices):
+                return
             order = torch.as_tensor(minibatch_order(config.rollout_length_per_worker, generators, between))
             samples = rollout.shuffled(order.to(self.device))
             batches = samples.split(config.minibatch_size)

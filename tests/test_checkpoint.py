@@ -92,7 +92,8 @@ class Watch(Hooks):
         self.states.append({name: state[name].detach().numpy().copy() for name in names})
         with torch.no_grad():
             self.learned += 1
-        worker.learning_rates["policy"] = np.float32(1e-3)  # a hook's number need not be Python's
+        rate: Any = np.float32(1e-3)  # a hook's number need not be Python's
+        worker.learning_rates["policy"] = rate
 
     def state(self) -> dict[str, Tensor]:
         return {"learned": self.learned}
@@ -172,7 +173,7 @@ def test_another_number_of_environments_continues_what_was_learned_with_seeds_of
     facts, arrays = checkpoint(tmp_path)
     used = int(arrays["rank0/environments/episodes"].max())
     watch = Watch()
-    given = {"num_environments": environments, "hooks": [watch], "quiet": False}
+    given: dict[str, Any] = {"num_environments": environments, "hooks": [watch], "quiet": False}
     train(tmp_path, **given)
     assert f"resumed from 1 ranks x {N} environments" in capsys.readouterr().out
     for name, array in watch.states[0].items():
@@ -335,7 +336,7 @@ def test_a_newer_format_is_refused(tmp_path, run_of_half):
 
 def test_nan_leaves_the_last_good_checkpoint(tmp_path):
     faulty = partial(FaultyEnv, "nan", at=HALF * T + 5, horizon=1000)
-    given = {"env_fn": faulty, "env_kwargs": {}, "max_ep_len": None}
+    given: dict[str, Any] = {"env_fn": faulty, "env_kwargs": {}, "max_ep_len": None}
     with pytest.raises(TrainingError, match=rf"observation is not finite: rank 0, .* step 5 of iteration {HALF}"):
         train(tmp_path, **given)
     facts, arrays = checkpoint(tmp_path)
@@ -352,24 +353,28 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Full(Hooks):
-        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-            if worker.iteration == HALF:
-                self.save, worker.checkpoints.save = worker.checkpoints.save, partial(self.limited, worker)
+        """Fills the disk when the checkpoint of iteration `HALF` asks for this hook's state, before the writing."""
 
-        def limited(self, of: Worker, worker: Worker) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            try:
-                self.save(worker)
-            finally:
+        left: list[str]
+
+        def on_start(self, worker: Worker) -> None:
+            self.worker = worker
+
+        def state(self) -> dict[str, Tensor]:
+            if self.worker.iteration == HALF:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            return {}
+
+        def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+            if worker.iteration == HALF:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            of.checkpoints.save = self.save
-            self.left = sorted(path.name for path in of.checkpoints.directory.iterdir())
-            self.found = of.checkpoints.newest()
+                self.left = sorted(path.name for path in (tmp_path / "saved" / "checkpoints").iterdir())
+                self.found = worker.checkpoints.newest()
 
     full = Full()
     train(tmp_path, hooks=[full], quiet=False)
     lines = capsys.readouterr().out.splitlines()
-    told = [line for line in lines if line.startswith("checkpoint at")]
+    told = [line for line in lines if "checkpoint" in line]
     assert told == [f"checkpoint at {HALF * STEPS} steps failed (File too large): training goes on"]
     assert full.found is not None and full.found[0]["total_steps"] == (HALF - 1) * STEPS
     assert not [name for name in full.left if name.endswith(".part")], "half a file would keep the disk full"

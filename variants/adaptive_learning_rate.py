@@ -19,6 +19,8 @@ class AdaptiveLearningRate(Hooks):
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare the last epoch's KL, which is equal on all ranks, with the target."""
+        if "kl" not in statistics:  # nothing was learned in this iteration
+            return
         rate = worker.learning_rates["policy"]
         if statistics["kl"] > 2 * self.target:
             rate = max(self.lowest, rate / 1.5)

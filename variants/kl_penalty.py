@@ -35,6 +35,8 @@ class AdaptBeta(Hooks):
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare the KL, which is equal on all ranks, with the target."""
         beta = worker.coefficients["beta"]
+        if "kl" not in statistics:  # nothing was learned in this iteration
+            return
         if statistics["kl"] > 1.5 * self.target:
             beta.mul_(2)
         elif statistics["kl"] < self.target / 1.5:

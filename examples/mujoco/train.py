@@ -20,11 +20,11 @@ def env_fn(env_id: str) -> gymnasium.Env:
 
 
 def network_fn(obs_dim: int, act_dim: int) -> nn.Module:
-    return mlp(obs_dim, act_dim, hidden=(64, 64), activation=nn.Tanh)
+    return mlp(obs_dim, act_dim, hidden=(128, 128), activation=nn.Tanh)
 
 
 def value_network_fn(obs_dim: int) -> nn.Module:
-    return mlp(obs_dim, 1, hidden=(64, 64), activation=nn.Tanh)
+    return mlp(obs_dim, 1, hidden=(128, 128), activation=nn.Tanh)
 
 
 if __name__ == "__main__":
