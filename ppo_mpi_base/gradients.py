@@ -22,7 +22,8 @@ from ppo_mpi_base.rollout import Batch
 
 NUMBERS = itertools.count()
 WORTHWHILE_MINIBATCHES = 25_000
-CONSTANTS = ("CONSTANT_MATCH", "EQUALS_MATCH")
+# Values, and that an object still has none of its own where its class had one.
+CONSTANTS = ("CONSTANT_MATCH", "EQUALS_MATCH", "NOT_PRESENT_IN_GENERIC_DICT")
 INSIDE = re.compile(
     r"self\._names|__import__\('torch'\)|G\['(torch'|__import_(torch|ppo_mpi_base)_dot_)|\['named_|\.(training|_[a-z_]*)$"
 )

@@ -311,7 +311,7 @@ def _at_exit() -> None:
         sys.stdout.flush()
         time.sleep(_DRAIN)
         _mpi.COMM_WORLD.Abort(_exit_status if isinstance(_exit_status, int) else 1)
-    # Wait here, not in Finalize: that spins, on a core that rank 0 may still use, and chokes on a failing rank's message.
+    # Wait here, not in Finalize: it spins on a core that rank 0 may still use, and chokes on a failing rank's message.
     everyone = _mpi.COMM_WORLD.Ibarrier()
     while not everyone.Test():
         time.sleep(0.01)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -40,7 +41,9 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot
 import torch
+import torch.utils.tensorboard
 
 from ppo_mpi_base.ppo import PPO
 from tests.resuming import Signal, keywords, newest
@@ -65,7 +68,7 @@ print(in_process("killed", []))
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, task):
-    finished = run([], EXACT, task, str(tmp_path))
+    finished = run([], EXACT, task, str(tmp_path), timeout=110)
     assert finished.stdout.split() == ["0", "-9", "0"], finished
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     facts, arrays = checkpoint(tmp_path / "whole")
@@ -516,5 +519,7 @@ def test_a_kill_at_any_moment_of_the_writing_leaves_a_whole_checkpoint(tmp_path)
 
 def test_no_module_unpickles():
     for path in Path(package.__file__).parent.glob("*.py"):
-        text = path.read_text()
-        assert "pickle" not in text.replace("no pickle", "") and "torch.load" not in text, path
+        found = re.search(
+            r"import (dill|joblib|pickle|shelve)|allow_pickle|(?<!safetensors\.)torch\.load\(", path.read_text()
+        )
+        assert found is None, (path, found)

@@ -118,7 +118,7 @@ def test_collectives(ranks: int) -> None:
     [
         pytest.param("if rank == 2: fail()\nwait()", id="the others in a collective"),
         pytest.param("if rank == 2: fail()\ntime.sleep(100)", id="the others asleep"),
-        pytest.param("if rank == 2: fail()", id="the others done"),
+        pytest.param("if rank == 2: fail()\ntime.sleep(0.2)", id="the others done meanwhile"),
         pytest.param(
             "threading.Thread(target=time.sleep, args=(100,)).start()\nif rank == 2: fail()\nwait()", id="a live thread"
         ),
