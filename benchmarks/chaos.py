@@ -56,8 +56,8 @@ def train(directory: Path, iterations: int, pause: float) -> None:
         resume="auto",
         checkpoint_seconds=CHECKPOINT_SECONDS,
         hooks=[Pause()],
-        log_directory=directory / "logs",
-        save_location=directory / "saved",
+        log_directory=str(directory / "logs"),
+        save_location=str(directory / "saved"),
     )
 
 

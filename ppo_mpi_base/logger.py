@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
+import errno
 import io
 import math
 import os
@@ -12,11 +14,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat, TextIO
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
@@ -50,30 +55,24 @@ class Logger:
         quiet: bool = False,
         resume_from_steps: int | None = None,
     ) -> None:
-        # Here, not above: this import takes seconds, and every rank imports this module but only rank 0 needs a Logger.
-        from torch.utils.tensorboard import SummaryWriter
-
         directory = Path(log_directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._csv = _CsvFile(directory / "progress.csv", resume_from_steps)
-            self._tensorboard = SummaryWriter(
-                str(directory),
-                # TensorBoard then hides what earlier runs in this directory wrote from this step on.
-                purge_step=0 if resume_from_steps is None else resume_from_steps + 1,
-                # Room for some rows of scalars: with the default of 10, all ranks wait while its thread writes.
-                max_queue=200,
-                # Often: an MPI_Abort ends the process at once, and with it what was not flushed.
-                flush_secs=10,
-            )
+            # TensorBoard then hides what earlier runs in this directory wrote from this step on.
+            purge_step = 0 if resume_from_steps is None else resume_from_steps + 1
+            self._tensorboard: SummaryWriter | None = _open_tensorboard(directory, purge_step)
         except OSError as error:
             raise ConfigurationError(
                 f"log_directory={str(directory)!r} cannot be written ({error.strerror}): choose another directory"
             ) from error
+        self._directory = directory
         self._console = None if quiet else _Console(int(total_steps), resume_from_steps or 0)
 
     def log(self, row: Mapping[str, SupportsFloat]) -> None:
         """Write one row; progress.csv has it when this returns.
+
+        Where the disk is full, a line says so, training goes on, and progress.csv gets the row with a later one.
 
         Args:
             row: scalars by name, NaN where unknown (TensorBoard gets no point, the console shows "-"). `total_steps`
@@ -83,12 +82,21 @@ class Logger:
         # Tensors and numpy scalars become numbers. Whole ones are written as integers: 2048, not 2048.0.
         numbers = {key: float(value) for key, value in row.items()}
         numbers = {key: int(value) if value.is_integer() else value for key, value in numbers.items()}
-        self._csv.append(numbers)
-        for key, value in numbers.items():
-            if key != "total_steps" and not math.isnan(value):
-                self._tensorboard.add_scalar(_tag(key), value, int(numbers["total_steps"]))
+        try:
+            self._csv.append(numbers)
+            self._to_tensorboard(numbers)
+        except OSError as error:
+            self._tensorboard = None  # its thread has ended; a later row opens another file
+            self.message(f"logs at {numbers['total_steps']:,} steps failed ({error.strerror}): training goes on")
         if self._console:
             self._console.show(numbers)
+
+    def _to_tensorboard(self, numbers: Mapping[str, float]) -> None:
+        steps = int(numbers["total_steps"])
+        self._tensorboard = self._tensorboard or _open_tensorboard(self._directory, steps)
+        for key, value in numbers.items():
+            if key != "total_steps" and not math.isnan(value):
+                self._tensorboard.add_scalar(_tag(key), value, steps)
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
@@ -99,8 +107,9 @@ class Logger:
         """Show the last row, give the terminal back and close the files. Messages can follow."""
         if self._console:
             self._console.close()
-        self._csv.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            with contextlib.suppress(OSError):  # told already
+                self._tensorboard.close()
 
 
 def read_progress(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -128,33 +137,41 @@ class _CsvFile:
             else:
                 columns, rows = _read_up_to(path, resume_from_steps)
         self._path = path
+        self._unwritten: list[Mapping[str, float]] = []
         self._rewrite(columns, rows)
 
     def append(self, row: Mapping[str, float]) -> None:
+        """Append a row, and those that could not be written before it."""
+        self._unwritten.append(row)
         new = [key for key in row if key not in self._columns]
-        if new:
-            self.close()
-            self._rewrite(self._columns + new, read_progress(self._path)[1])
-        self._writer.writerow(row)
-        self._file.flush()
+        if new or len(self._unwritten) > 1:  # the last line in the file may be torn then
+            self._rewrite(self._columns + new, [*read_progress(self._path)[1], *self._unwritten])
+        else:
+            with self._path.open("ab", buffering=0) as file:
+                line = _text(self._columns, [row]).encode()
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwritten.clear()
 
     def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = _writer(text, columns)
-        if columns:
-            writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self._path, text.getvalue().encode())
+        header = [dict(zip(columns, columns, strict=True))] if columns else []
+        write_whole(self._path, _text(columns, [*header, *rows]).encode())
         self._columns = columns
-        self._file = self._path.open("a", encoding="utf-8", newline="")
-        self._writer = _writer(self._file, columns)
-
-    def close(self) -> None:
-        self._file.close()
 
 
-def _writer(file: TextIO, columns: list[str]) -> csv.DictWriter[str]:
-    return csv.DictWriter(file, columns, restval="nan", lineterminator="\n")
+def _text(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, restval="nan", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _open_tensorboard(directory: Path, purge_step: int) -> SummaryWriter:
+    # Imported here: it takes seconds, and every rank imports this module but only rank 0 needs a Logger.
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Room for some rows of scalars: with the default of 10, all ranks wait while its thread writes. Flushed often: an
+    # MPI_Abort ends the process at once, and with it what was not flushed.
+    return SummaryWriter(str(directory), purge_step=purge_step, max_queue=200, flush_secs=10)
 
 
 def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str, str]]]:

@@ -138,7 +138,10 @@ class Reports:
         """Draw the learning curve, say on rank 0 what came out and where it is, and return the picture's path."""
         picture = self.directory / "learning_curve.png"
         if self.logger:
-            learning_curve(self.directory / "progress.csv", picture)
+            try:
+                learning_curve(self.directory / "progress.csv", picture)
+            except OSError as error:
+                self.tell(f"the learning curve could not be drawn ({error.strerror})")
             minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
             self.logger.close()
             self.logger.message(

@@ -147,7 +147,7 @@ class Worker:
             hook.on_rollout(self, rollout)
         if self.reports.new_best and config.save_location is not None and self.ranks.is_root:
             # Now, not after the update: these are the networks that earned the score.
-            save_policy(config, "best", self.actor_critic, self.total_steps, self.reports.best_return)
+            self._save_policy("best", self.reports.best_return)
         if config.external_update_callback is not None:
             self._external_loss = config.external_update_callback()
         return rollout
@@ -345,7 +345,7 @@ class Worker:
         over = self.total_steps >= config.total_steps
         self.reports.write(row)
         if config.save_location is not None and self.ranks.is_root and (over or self.iteration % SAVE_EVERY == 0):
-            save_policy(config, "latest", self.actor_critic, self.total_steps, self.reports.episode_return)
+            self._save_policy("latest", self.reports.episode_return)
         self.storage.start_next()
         if self.iteration % COMPARE_EVERY == 0:
             health.check_in_step(self)
@@ -356,6 +356,12 @@ class Worker:
         self.interrupted = wanted == 2 and not over
         if wanted or over:
             self.checkpoints.save(self)
+
+    def _save_policy(self, which: str, episode_return: float) -> None:
+        try:
+            save_policy(self.config, which, self.actor_critic, self.total_steps, episode_return)
+        except OSError as error:
+            self.reports.tell(f"{which} networks could not be saved ({error.strerror}): training goes on")
 
     def _anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""

@@ -48,32 +48,34 @@ import torch.utils.tensorboard
 from ppo_mpi_base.ppo import PPO
 from tests.resuming import Signal, keywords, newest
 
-task, directory = sys.argv[1], Path(sys.argv[2])
 torch.set_num_threads(1)
 
 
-def in_process(run, hooks):
+def in_process(task, directory, hooks=()):
     process = os.fork()
     if process == 0:
-        PPO(**keywords(task, directory / run, hooks=hooks))
+        PPO(**keywords(task, directory, hooks=hooks))
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-print(in_process("whole", []), in_process("killed", [Signal()]))
-newest(directory / "killed").unlink()  # so that the logs are ahead of the checkpoint
-print(in_process("killed", []))
+for task in sys.argv[2:]:
+    whole, killed = (Path(sys.argv[1]) / task / run for run in ("whole", "killed"))
+    print(in_process(task, whole), in_process(task, killed, [Signal()]))
+    newest(killed).unlink()  # so that the logs are ahead of the checkpoint
+    print(in_process(task, killed))
 """
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path, task):
-    finished = run([], EXACT, task, str(tmp_path), timeout=110)
-    assert finished.stdout.split() == ["0", "-9", "0"], finished
-    assert differences(tmp_path / "whole", tmp_path / "killed") == []
-    facts, arrays = checkpoint(tmp_path / "whole")
-    assert facts["total_steps"] == WHOLE * STEPS and facts["reports"]["episodes"] >= 2 * N
-    assert any(array.size for name, array in arrays.items() if "environments/actions" in name), "episodes in progress"
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
+    finished = run([], EXACT, str(tmp_path), *TASKS, timeout=110)
+    assert finished.stdout.split() == ["0", "-9", "0"] * len(TASKS), finished
+    for task in TASKS:
+        whole, killed = tmp_path / task / "whole", tmp_path / task / "killed"
+        assert differences(whole, killed) == [], task
+        facts, arrays = checkpoint(whole)
+        assert facts["total_steps"] == WHOLE * STEPS and facts["reports"]["episodes"] >= 2 * N
+        assert any(array.size for name, array in arrays.items() if "environments/actions" in name), "none in progress"
 
 
 class Watch(Hooks):
