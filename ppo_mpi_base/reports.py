@@ -28,6 +28,7 @@ class Reports:
         best_return: the highest `episode_return` of any iteration; NaN before the first episode.
         new_best: whether the latest rollout reached it.
         seconds: phase name -> seconds that this rank spent in it since the last row.
+        messages: seconds of each reduction of a gradient since then; as many on all ranks.
     """
 
     def __init__(self, config: Config, ranks: Communicator) -> None:
@@ -43,6 +44,7 @@ class Reports:
         self.best_return = float("nan")
         self.new_best = False
         self.seconds = dict.fromkeys(("environments", "inference", "learning", "communication", "waiting"), 0.0)
+        self.messages: list[float] = []
         self.started = self.row_started = time.perf_counter()
         self.steps_at_row = 0
 
@@ -92,6 +94,12 @@ class Reports:
         """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks."""
         now = time.perf_counter()
         passed = now - self.row_started
+        # A reduction takes the rank that comes last only what it costs: what it takes others beyond that, they wait.
+        messages = np.array(self.messages)
+        self.ranks.min_(messages)
+        self.seconds["communication"] += messages.sum()
+        self.seconds["waiting"] += sum(self.messages) - messages.sum()
+        self.messages.clear()
         mine = np.array([*self.seconds.values()]) / passed
         busy = mine[:3].sum()
         self.ranks.mean_(mine)

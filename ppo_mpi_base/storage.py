@@ -53,6 +53,10 @@ class Storage:
         """Forget the former rollout's final observations."""
         self.final_observations.clear()
 
+    def put(self, t: int, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
+        """Keep what step t gave, (N,) each."""
+        self.rewards[t], self.terminated[t], self.truncated[t] = rewards, terminated, truncated
+
     def keep_final(self, t: int, final_observations: dict[int, np.ndarray]) -> None:
         """Keep the last observations of the episodes that were truncated in step t: their values bootstrap."""
         for i, observation in final_observations.items():

@@ -166,17 +166,14 @@ class Worker:
             storage.actions[t] = actions
             decided = clock()
             step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
-            storage.rewards[t], storage.terminated[t], storage.truncated[t] = (
-                step.rewards,
-                step.terminated,
-                step.truncated,
-            )
-            if step.final_observations:
-                storage.keep_final(t, step.final_observations)
+            storage.put(t, step.rewards, step.terminated, step.truncated)
+            storage.keep_final(t, step.final_observations)
             episodes += step.episodes
             seconds["inference"] += decided - started
             seconds["environments"] += clock() - decided
+        started = clock()
         self.reports.add_episodes(episodes)
+        seconds["waiting"] += clock() - started
 
     @torch.no_grad()
     def _evaluated(self, rewards: Tensor) -> Rollout:
@@ -306,7 +303,7 @@ class Worker:
         self.ranks.sum_(message.numpy())
         if message is not self.flat.message:
             self.flat.message.copy_(message)
-        self.reports.seconds["communication"] += time.perf_counter() - started
+        self.reports.messages.append(time.perf_counter() - started)
         numbers = message[len(self.flat.data) :].tolist()
         return dict(zip(self.statistic_names, numbers, strict=False))
 
