@@ -58,7 +58,7 @@ def test_state_restores_the_moments_and_goes_on_from_there() -> None:
     first, second = rng.standard_normal((7, 2)), 5 + rng.standard_normal((4, 2))
     moments, resumed = RunningMoments((2,)), RunningMoments((2,))
     moments.update(first, RANKS)
-    saved = {name: array.copy() for name, array in moments.state().items()}
+    saved = {name: tensor.clone() for name, tensor in moments.state().items()}
     for name, array in resumed.state().items():
         array[...] = saved[name]
     resumed.update(second, RANKS)
