@@ -29,7 +29,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 PEERS = {
     "stable_baselines3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
     "sbx": ["sbx-rl==0.28.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
-    "sample_factory": ["sample-factory==2.1.1", "gymnasium==0.29.1", "mujoco==3.1.6", "numpy==1.26.4"],
+    "sample_factory": [
+        "sample-factory==2.1.1",
+        "gymnasium==0.29.1",
+        "mujoco==3.1.6",
+        "imageio==2.38.1",
+        "numpy==1.26.4",
+    ],
 }
 TORCH = "torch==2.13.0"
 LONGEST = 300  # seconds a contestant may take

@@ -224,8 +224,13 @@ def run_of_half(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-@pytest.mark.parametrize("kind", ["missing", "empty", "half", "flipped", "pickle", "deep"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *((kind, ".json") for kind in ("missing", "half", "pickle", "deep")),
+        *((kind, ".safetensors") for kind in ("missing", "empty", "flipped", "pickle")),
+    ],
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_continued(tmp_path, capsys, run_of_half, kind, suffix):
     shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
     damage(kind, newest(tmp_path).with_suffix(suffix))
@@ -352,7 +357,7 @@ def test_nan_leaves_the_last_good_checkpoint(tmp_path):
     assert not watch.states
 
 
-@pytest.mark.parametrize("limit", [0, 100, 1500, 4000])
+@pytest.mark.parametrize("limit", [0, 4000])
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit):
     """A process that may write files up to `limit` bytes: a write fails half done, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -367,6 +372,8 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit)
 
         def state(self) -> dict[str, Tensor]:
             if self.worker.iteration == HALF:
+                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
+                    logger._tensorboard.flush()  # lest its thread writes in this moment
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
             return {}
 

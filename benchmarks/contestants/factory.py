@@ -17,6 +17,7 @@ OPTIONS = ["--env=mujoco_halfcheetah", "--device=cpu", "--num_workers=2", "--num
 SPLITS = "--worker_num_splits=2"
 WARM_SECONDS = 10
 FRAMES = re.compile(r"Total num frames: (\d+)")
+FAILURE = re.compile(r"\w+Error: ")
 
 
 def measure(lines: Iterable[str], seconds: float, clock: Iterable[float]) -> float:
@@ -30,6 +31,8 @@ def measure(lines: Iterable[str], seconds: float, clock: Iterable[float]) -> flo
     first: tuple[float, int] | None = None
     begun: float | None = None
     for line, now in zip(lines, clock, strict=False):
+        if FAILURE.match(line):  # it would wait for ever
+            raise SystemExit(f"Sample Factory failed: {line.strip()}")
         if not (found := FRAMES.search(line)) or (frames := int(found[1])) == 0:
             continue
         begun = now if begun is None else begun

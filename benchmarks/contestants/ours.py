@@ -32,11 +32,6 @@ class Setting:
     minibatch: int
     epochs: int
 
-    @property
-    def updates(self) -> int:
-        """Updates per iteration."""
-        return self.epochs * self.environments * self.length // self.minibatch
-
 
 SETTINGS = {  # with two ranks:
     "paper": Setting(16, 64, 32, 10),  # 2,048 samples, updates of 64
@@ -133,8 +128,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         PPO(**keywords(setting, directory, not arguments.eager), hooks=[stopwatch])  # type: ignore[arg-type]
     if world().is_root:
-        iteration = setting.environments * setting.length * world().size / stopwatch.steps_per_second
-        messages = setting.updates * stopwatch.message_seconds / iteration  # as a fraction of all time
+        messages = stopwatch.mean("time_communication")  # the wait for the slower rank is in time_waiting
         figures = {
             "steps_per_second": stopwatch.steps_per_second,
             "message_us": 1e6 * stopwatch.message_seconds,
