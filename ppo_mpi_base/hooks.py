@@ -36,7 +36,8 @@ class Hooks:
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`.
 
-        `statistics` is the iteration's row of the logs, equal on all ranks; what you write into it is logged.
+        `statistics` is the iteration's row of the logs; what you write into it is logged. All but `fps` and `seconds`,
+        which are this rank's clock, is equal on all ranks.
         """
 
     def state(self) -> dict[str, Tensor]:
