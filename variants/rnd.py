@@ -35,12 +35,10 @@ class RandomNetworkDistillation(Hooks):
         self.observations.update(seen.numpy(), worker.ranks)
         mean, std = torch.as_tensor(self.observations.mean), torch.as_tensor(self.observations.std)
         inputs = ((seen - mean) / std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP).to(self.flat.data.dtype)
-
         errors = (self.predictor(inputs) - self.target(inputs).detach()).square().mean(-1)
         self.errors.update(errors.detach().numpy(), worker.ranks)
         novelty = errors.detach() / float(self.errors.std)
         rollout.rewards += self.coefficient * novelty.view_as(rollout.rewards)
-
         self.flat.message.zero_()
         errors.mean().backward()
         worker.ranks.mean_(self.flat.gradient.numpy())

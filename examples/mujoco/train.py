@@ -5,7 +5,6 @@ import argparse
 
 import gymnasium
 import mujoco
-from torch import nn
 
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import mlp
@@ -17,14 +16,6 @@ mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message el
 
 def env_fn(env_id: str) -> gymnasium.Env:
     return gymnasium.make(env_id)
-
-
-def network_fn(obs_dim: int, act_dim: int) -> nn.Module:
-    return mlp(obs_dim, act_dim, hidden=(128, 128), activation=nn.Tanh)
-
-
-def value_network_fn(obs_dim: int) -> nn.Module:
-    return mlp(obs_dim, 1, hidden=(128, 128), activation=nn.Tanh)
 
 
 if __name__ == "__main__":
@@ -41,8 +32,10 @@ if __name__ == "__main__":
         total_steps=arguments.total_steps,
         env_fn=env_fn,
         env_kwargs={"env_id": arguments.env_id},
-        network_fn=network_fn,
-        value_network_fn=value_network_fn,
+        network_fn=mlp,
+        value_network_fn=mlp,
+        policy_kwargs={"hidden": (128, 128)},
+        critic_kwargs={"hidden": (128, 128)},
         seed=arguments.seed,
         use_vectorized_envs=True,
         num_environments=environments,
