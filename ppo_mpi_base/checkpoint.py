@@ -216,11 +216,11 @@ def progress(worker: Worker) -> dict[str, Any]:
 
 def description(worker: Worker) -> dict[str, Any]:
     """Return what a run must have in common with a checkpoint, for JSON: spaces, and parameters in their order."""
-    names = {id(parameter): name for name, parameter in worker.actor_critic.named_parameters()}
+    named = zip(worker.flat.names(worker.actor_critic), worker.flat.parameters(), strict=True)
     return {
         "observation spaces": describe_space(worker.environments.observation_space),
         "action spaces": describe_space(worker.environments.action_space),
-        "parameters": [[names[id(parameter)], list(parameter.shape)] for parameter in worker.flat.parameters()],
+        "parameters": [[name, list(parameter.shape)] for name, parameter in named],
     }
 
 

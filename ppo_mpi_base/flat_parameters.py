@@ -65,6 +65,11 @@ class FlatParameters:
         """Return the parameters in the order of their places in `data`."""
         return list(self._parameters)
 
+    def names(self, module: nn.Module) -> list[str]:
+        """Return what a module that holds them calls the parameters, in the order of their places in `data`."""
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        return [names[id(parameter)] for parameter in self._parameters]
+
     def attached(self) -> bool:
         """Say whether all parameters and gradients still are views into the two tensors."""
         size, at, gradient_at = self.data.element_size(), self.data.data_ptr(), self.message.data_ptr()

@@ -83,8 +83,7 @@ class CompiledGradients(EagerGradients):
 
     def __init__(self, objective: Objective, flat: FlatParameters, tell: Callable[[str], None]) -> None:
         super().__init__(objective, flat)
-        names = {id(parameter): name for name, parameter in objective.named_parameters()}
-        self._names = [names[id(parameter)] for parameter in flat.parameters()]
+        self._names = flat.names(objective)
         self._tell = tell
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._gradients: dict[tuple[Any, ...], Callable[..., None]] = {}

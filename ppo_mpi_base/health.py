@@ -47,9 +47,8 @@ def check_in_step(worker: Worker) -> None:
     if len(set(hashes)) == 1:
         return
     rank = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
-    parameters = {id(parameter): name for name, parameter in worker.actor_critic.named_parameters()}
     tensors = worker.ranks.gather_all([zlib.crc32(p.detach().cpu().numpy().data) for p in worker.flat.parameters()])
-    names = [parameters[id(parameter)] for parameter in worker.flat.parameters()]
+    names = worker.flat.names(worker.actor_critic)
     name = next(name for k, name in enumerate(names) if tensors[rank][k] != tensors[0][k])
     error = TrainingError(
         f"ranks are out of step: {name} on rank {rank} differs from rank 0's in iteration {worker.iteration} "
