@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo_mpi_base.compilation import Eager, InPlace
+
 
 class FlatParameters:
     """Make every parameter a view into one contiguous tensor, and every gradient a view into another.
@@ -25,6 +27,7 @@ class FlatParameters:
         data: (P,), all parameters.
         message: (P + S,), gradient and statistics.
         gradient, statistics: (P,) and (S,), the message's two parts.
+        host: (P + S,), the message in the host's memory, where ranks reduce it: on a CPU the same memory.
         slices: name -> slice of `data` and `gradient`.
     """
 
@@ -41,25 +44,33 @@ class FlatParameters:
                     self._parameters.append(parameter)
                     end += parameter.numel()
             self.slices[name] = slice(start, end)
+        self._shapes = [parameter.shape for parameter in self._parameters]
+        self._sizes = [shape.numel() for shape in self._shapes]
         like = self._parameters[0]
         self.data = torch.empty(end, dtype=like.dtype, device=like.device)
         self.message = torch.zeros(end + statistics, dtype=like.dtype, device=like.device)
         self.gradient, self.statistics = self.message[:end], self.message[end:]
+        self._on_host = like.device.type == "cpu"
+        self.host = self.message.numpy() if self._on_host else self.message.cpu().numpy()
+        self._host_gradients = {name: self.host[part] for name, part in self.slices.items()}
         self._attach()
 
     def _attach(self) -> None:
+        # The same memory, but no view: torch.compile takes the size of what gradients are views into for a variable.
+        gradient = torch.empty_like(self.message[:0]).set_(self.message)  # type: ignore[call-overload]
         start = 0
         for parameter in self._parameters:
             part = slice(start, start + parameter.numel())
             self.data[part] = parameter.data.reshape(-1)
             parameter.data = self.data[part].view(parameter.shape)
-            parameter.grad = self.gradient[part].view(parameter.shape)
+            parameter.grad = gradient[part].view(parameter.shape)
             start = part.stop
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return each parameter's part of a tensor (P,) in that parameter's shape, in the order of `parameters()`."""
-        parts = flat.split([parameter.numel() for parameter in self._parameters])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, self._parameters, strict=True)]
+        # Sizes that are known already: while the losses are traced, looking at the parameters would trace them too.
+        parts = flat.split(self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters in the order of their places in `data`."""
@@ -79,15 +90,25 @@ class FlatParameters:
             at, gradient_at = at + parameter.numel() * size, gradient_at + parameter.numel() * size
         return True
 
-    def norm(self, name: str) -> float:
-        """Return the Euclidean norm of one slice's gradient."""
-        gradient = self.gradient[self.slices[name]]
-        return math.sqrt(torch.dot(gradient, gradient).item())
+    def to_host(self) -> None:
+        """Copy the message into `host`, from a device that has a memory of its own."""
+        if not self._on_host:
+            torch.from_numpy(self.host).copy_(self.message)
 
-    def clip_(self, name: str, norm: float, limit: float | None) -> None:
-        """Scale one slice's gradient, whose norm is known, to a norm of at most `limit`."""
-        if limit is not None and norm > limit:
-            self.gradient[self.slices[name]].mul_(limit / norm)
+    def from_host(self) -> None:
+        """Copy `host` back into the message."""
+        if not self._on_host:
+            self.message.copy_(torch.from_numpy(self.host))
+
+    def norm(self, name: str) -> float:
+        """Return the Euclidean norm of one slice's gradient, as it is in `host`."""
+        gradient = self._host_gradients[name]
+        return math.sqrt(np.dot(gradient, gradient))
+
+
+def clip_scale(norm: float, limit: float | None) -> float:
+    """Return what a gradient of some norm must be multiplied by so that its norm is at most `limit`; None: no limit."""
+    return 1.0 if limit is None or norm <= limit else limit / norm
 
 
 class Adam:
@@ -96,11 +117,23 @@ class Adam:
     Each slice counts its own steps, because policy and value function may take different numbers of them.
     """
 
-    def __init__(self, flat: FlatParameters, epsilon: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        epsilon: float = 1e-8,
+        betas: tuple[float, float] = (0.9, 0.999),
+        compiler: Eager | None = None,
+    ) -> None:
         self.flat, self.epsilon, self.betas = flat, epsilon, betas
         self.first_moment = torch.zeros_like(flat.data)
         self.second_moment = torch.zeros_like(flat.data)
         self.steps = np.zeros(len(flat.slices), np.int64)
+        # Of each slice, what `_move` works on; and for each set of slices, the function that moves them together.
+        whole = (flat.data, self.first_moment, self.second_moment, flat.gradient)
+        self._parts = {name: [tensor[part] for tensor in whole] for name, part in flat.slices.items()}
+        self._compiler = compiler or Eager()
+        self._moves: dict[tuple[str, ...], tuple[InPlace, Tensor]] = {}
+        self._index = {name: k for k, name in enumerate(flat.slices)}
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that hold everything; writing into them restores it."""
@@ -108,16 +141,47 @@ class Adam:
         return {"first_moment": self.first_moment, "second_moment": self.second_moment, "steps": steps}
 
     @torch.no_grad()
-    def step(self, name: str, learning_rate: float) -> None:
-        """Move one slice's parameters by its gradient, which is left as it is."""
-        part = self.flat.slices[name]
-        gradient, m, v = self.flat.gradient[part], self.first_moment[part], self.second_moment[part]
-        beta1, beta2 = self.betas
-        index = list(self.flat.slices).index(name)
-        self.steps[index] += 1
-        count = int(self.steps[index])
-        m.lerp_(gradient, 1 - beta1)
-        v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction = math.sqrt(1 - beta2**count)
-        denominator = v.sqrt().add_(self.epsilon * correction)
-        self.flat.data[part].addcdiv_(m, denominator, value=-learning_rate * correction / (1 - beta1**count))
+    def step(self, learning_rates: dict[str, float], scales: dict[str, float] | None = None) -> None:
+        """Move parameters by their gradients, which are left as they are.
+
+        Args:
+            learning_rates: by slice; slices that are not among them rest.
+            scales: what to multiply a slice's gradient by first; see `clip_scale`. None: by 1.
+        """
+        names = tuple(learning_rates)
+        if names not in self._moves:
+            self._moves[names] = self._compiler(_move(self.betas), "Adam runs"), self.flat.data.new_empty(len(names), 3)
+        numbers, parts = [], []
+        for name, rate in learning_rates.items():
+            self.steps[self._index[name]] += 1
+            count = int(self.steps[self._index[name]])
+            # Algorithm 1 with both bias corrections moved into the step size and epsilon, as its section 2 proposes.
+            correction = math.sqrt(1 - self.betas[1] ** count)
+            step_size = rate * correction / (1 - self.betas[0] ** count)
+            numbers.append((scales[name] if scales else 1.0, step_size, self.epsilon * correction))
+            parts += self._parts[name]
+        move, given = self._moves[names]
+        if given.device.type == "cpu":
+            given.numpy()[:] = numbers  # ten times as fast as torch.tensor(numbers)
+        else:
+            given.copy_(torch.tensor(numbers))
+        move(*parts, given)
+
+
+def _move(betas: tuple[float, float]) -> InPlace:
+    """Return Adam's step on some slices.
+
+    It takes, for each slice, parameters, first and second moment and gradient, (n,) each; and last, (slices, 3), the
+    scale of the gradient, the step size and epsilon of each.
+    """
+    beta1, beta2 = betas
+
+    def move(*tensors: Tensor) -> None:
+        for k, (scale, step_size, epsilon) in enumerate(tensors[-1]):
+            data, first, second, gradient = tensors[4 * k : 4 * k + 4]
+            scaled = gradient * scale
+            first.lerp_(scaled, 1 - beta1)
+            second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
+            data.sub_(step_size * first / (second.sqrt() + epsilon))
+
+    return move

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
+from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.flat_parameters import Adam, FlatParameters
-from ppo_mpi_base.gradients import LossFunction, Objective, choose_gradients
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
+from ppo_mpi_base.gradients import Gradients, LossFunction, Objective
 from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
@@ -84,9 +85,10 @@ class Worker:
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
-        self.optimizer = Adam(self.flat, config.adam_epsilon)
         self.reports = together(ranks, lambda: Reports(config, ranks))
-        self.gradients = choose_gradients(config, self.objective, self.flat, ranks.size, self.reports.tell)
+        self.compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
+        self.gradients = Gradients(self.objective, self.flat, self.compiler)
+        self.optimizer = Adam(self.flat, config.adam_epsilon, compiler=self.compiler)
 
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
@@ -159,6 +161,7 @@ class Worker:
         observations = torch.as_tensor(storage.observations)
         episodes = []
         storage.begin()
+        self.compiler.check_again()  # hooks may have changed numbers that losses read
         clock = time.perf_counter
         for t in range(storage.length):
             started = clock()
@@ -298,14 +301,12 @@ class Worker:
 
         Collective: call on all ranks.
         """
-        started = time.perf_counter()
-        message = self.flat.message.cpu()
-        self.ranks.sum_(message.numpy())
-        if message is not self.flat.message:
-            self.flat.message.copy_(message)
+        flat, started = self.flat, time.perf_counter()
+        flat.to_host()
+        self.ranks.sum_(flat.host)
+        flat.from_host()
         self.reports.messages.append(time.perf_counter() - started)
-        numbers = message[len(self.flat.data) :].tolist()
-        return dict(zip(self.statistic_names, numbers, strict=False))
+        return dict(zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False))
 
     def step(self, statistics: dict[str, float]) -> None:
         """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
@@ -322,9 +323,8 @@ class Worker:
         norms = {name: self.flat.norm(name) for name in names}
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
             health.raise_not_finite(self)
-        for name in names:
-            self.flat.clip_(name, norms[name], self.gradient_limits[name])
-            self.optimizer.step(name, self.learning_rates[name])
+        scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
+        self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def finish_iteration(self, rollout: Rollout) -> None:

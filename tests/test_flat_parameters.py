@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ppo_mpi_base.flat_parameters import Adam, FlatParameters
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.networks import mlp
 
 
@@ -119,11 +118,12 @@ def test_adam_is_torchs_over_100_steps() -> None:
         rates["value"] *= 0.99
         theirs["value"].param_groups[0]["lr"] = rates["value"]
         # The policy rests now and then, so that the slices' numbers of steps differ.
-        for name in ("value",) if k % 4 == 3 else ("policy", "value"):
-            gradient = flat.gradient.clone()
-            adam.step(name, rates[name])
+        moved = {name: rates[name] for name in (("value",) if k % 4 == 3 else ("policy", "value"))}
+        gradient = flat.gradient.clone()
+        adam.step(moved)
+        assert torch.equal(flat.gradient, gradient)
+        for name in moved:
             theirs[name].step()
-            assert torch.equal(flat.gradient, gradient)
     wanted = torch.cat([p.detach().flatten() for net in (twin_policy, twin_value) for p in net.parameters()])
     torch.testing.assert_close(flat.data, wanted, rtol=1e-10, atol=1e-12)
     assert adam.steps.tolist() == [75, 100] and flat.attached()
@@ -135,7 +135,7 @@ def test_a_step_of_one_slice_leaves_the_other_alone() -> None:
     adam = Adam(flat)
     backward(policy, value)
     before = flat.data.clone()
-    adam.step("value", 0.1)
+    adam.step({"value": 0.1})
     n = flat.slices["value"].start
     assert torch.equal(flat.data[:n], before[:n]) and (flat.data[n:] != before[n:]).all()
     assert not adam.first_moment[:n].any() and not adam.second_moment[:n].any()
@@ -155,19 +155,28 @@ def test_each_slice_is_clipped_by_its_own_norm_as_torch_does(scale: float, limit
     their_norm = torch.nn.utils.clip_grad_norm_(twins, limit).item()
     norm = flat.norm("policy")
     assert norm == pytest.approx(their_norm, rel=1e-10)
-    flat.clip_("policy", norm, limit)
-    n = flat.slices["policy"].stop
+    clipped = flat.gradient[flat.slices["policy"]] * clip_scale(norm, limit)
     wanted = torch.cat([twin.grad.flatten() for twin in twins])  # type: ignore[union-attr]
-    torch.testing.assert_close(flat.gradient[:n], wanted, rtol=2e-5, atol=0)  # torch adds 1e-6 to the norm
-    assert torch.equal(flat.message[n:], before[n:])
+    torch.testing.assert_close(clipped, wanted, rtol=2e-5, atol=0)  # torch adds 1e-6 to the norm
+    assert torch.equal(flat.message, before)
 
 
 def test_no_limit_and_a_limit_above_the_norm_change_nothing() -> None:
-    policy, value = networks()
-    flat = flat_of(policy, value)
-    backward(policy, value)
-    before = flat.gradient.clone()
-    assert flat.norm("value") == pytest.approx(math.sqrt(flat.gradient[flat.slices["value"]].square().sum().item()))
-    flat.clip_("policy", flat.norm("policy"), None)
-    flat.clip_("policy", flat.norm("policy"), flat.norm("policy"))
-    assert torch.equal(flat.gradient, before)
+    assert clip_scale(3.0, None) == clip_scale(3.0, 3.0) == clip_scale(0.0, 1.0) == 1.0
+    assert clip_scale(4.0, 1.0) == 0.25
+
+
+def test_a_scaled_step_is_the_step_of_a_scaled_gradient() -> None:
+    moved = []
+    for scales, factor in (({"policy": 0.5, "value": 0.25}, {}), (None, {"policy": 0.5, "value": 0.25})):
+        policy, value = networks()
+        flat = flat_of(policy, value)
+        adam = Adam(flat)
+        for k in range(3):
+            flat.message.zero_()
+            backward(policy, value, k)
+            for name, by in factor.items():
+                flat.gradient[flat.slices[name]] *= by
+            adam.step({"policy": 1e-2, "value": 1e-3}, scales)
+        moved.append(flat.data)
+    torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-14)

@@ -13,9 +13,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
+from ppo_mpi_base.compilation import Compiler, Eager, choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.flat_parameters import Adam, FlatParameters
-from ppo_mpi_base.gradients import CompiledGradients, EagerGradients, Objective, choose_gradients
+from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
+from ppo_mpi_base.gradients import Gradients, Objective
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
@@ -35,6 +36,10 @@ def coefficients(**more: float) -> dict[str, Tensor]:
 
 def cnn(obs_dim: int, out_dim: int = 1) -> nn.Module:
     return nn.Sequential(nn.Conv2d(obs_dim, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 4, out_dim))
+
+
+def eager(objective: Objective, flat: FlatParameters) -> Gradients:
+    return Gradients(objective, flat, Eager())
 
 
 def parts(
@@ -78,7 +83,7 @@ class Weighted(Hooks):
 def test_eager_gradients_are_autograds() -> None:
     objective, flat = parts(mlp, BOX, Box(-1, 1, (2,)))
     first, second = batches_of(BOX, Box(-1, 1, (2,)), 2)
-    gradients = EagerGradients(objective, flat)
+    gradients = eager(objective, flat)
     gradients.add(first, coefficients(), NOBODY, 0.25)
     gradients.add(second, coefficients(), NOBODY, 0.75)
     wanted, numbers = torch.zeros_like(flat.gradient), torch.zeros(STATISTICS)
@@ -96,7 +101,7 @@ def test_eager_gradients_are_autograds() -> None:
 def test_idle_losses_are_reported_but_train_nothing() -> None:
     objective, flat = parts(mlp, BOX, Discrete(3))
     (batch,) = batches_of(BOX, Discrete(3), 1)
-    EagerGradients(objective, flat).add(batch, coefficients(), frozenset({"policy"}), 1.0)
+    eager(objective, flat).add(batch, coefficients(), frozenset({"policy"}), 1.0)
     assert not flat.gradient[flat.slices["policy"]].any() and flat.gradient[flat.slices["value"]].any()
     assert flat.statistics[:5].all()
 
@@ -114,17 +119,19 @@ def test_compiled_equals_eager_after_20_updates(
         network_fn = lambda n, m=1: nn.Sequential(nn.AvgPool2d(1, divisor_override=255), cnn(n, m))  # noqa: E731
     results, told = [], []
     batches = batches_of(observations, actions, 20)
-    for kind in (EagerGradients, CompiledGradients):
+    for compiler in (Eager(), Compiler(told.append)):
         objective, flat = parts(network_fn, observations, actions)
-        gradients = kind(objective, flat) if kind is EagerGradients else CompiledGradients(objective, flat, told.append)
-        adam, statistics = Adam(flat), []
+        gradients = Gradients(objective, flat, compiler)
+        adam, statistics = Adam(flat, compiler=compiler), []
         for k, batch in enumerate(batches):
+            if k % 5 == 0:
+                compiler.check_again()
             flat.message.zero_()
             # The clip ratio falls, as in training: a tensor, so that nothing is compiled anew.
             gradients.add(batch, coefficients(clip_ratio=0.2 - 0.005 * k), NOBODY, 1.0)
-            for name in flat.slices:
-                flat.clip_(name, flat.norm(name), 1.0)
-                adam.step(name, 1e-3)
+            # The policy rests now and then: another set of slices moves.
+            moved = ("value",) if k % 4 == 3 else ("policy", "value")
+            adam.step(dict.fromkeys(moved, 1e-3), {name: clip_scale(flat.norm(name), 1.0) for name in moved})
             statistics.append(flat.statistics.clone())
         assert flat.attached()
         seen = batches[0].observations[:5]
@@ -132,10 +139,10 @@ def test_compiled_equals_eager_after_20_updates(
         acted = gradients.act(seen, noise) if network_fn is mlp else (torch.zeros(1),)
         results.append((flat.data, torch.stack(statistics), acted))
     assert told == []
-    (eager, eager_statistics, eager_acted), (compiled, compiled_statistics, compiled_acted) = results
-    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(compiled_statistics, eager_statistics, rtol=1e-4, atol=1e-5)
-    for a, b in zip(compiled_acted, eager_acted, strict=True):
+    (wanted, wanted_statistics, wanted_acted), (found, found_statistics, found_acted) = results
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_statistics, wanted_statistics, rtol=1e-4, atol=1e-5)
+    for a, b in zip(found_acted, wanted_acted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -176,52 +183,83 @@ class Numbers:
         else:
             self.objective.actor_critic.value_network.temperature = to  # type: ignore[union-attr,assignment]
 
-    def message(self, gradients: EagerGradients) -> Tensor:
+    def message(self, gradients: Gradients) -> Tensor:
         self.flat.message.zero_()
         gradients.add(self.batch, {}, NOBODY, 1.0)
         return self.flat.message.clone()
 
 
 @pytest.fixture(scope="module")
-def compiled_numbers() -> tuple[Numbers, CompiledGradients]:
-    numbers = Numbers()
-    gradients = CompiledGradients(numbers.objective, numbers.flat, lambda line: pytest.fail(line))
-    numbers.message(gradients)
-    return numbers, gradients
+def compiled_numbers() -> tuple[Numbers, Gradients, Compiler]:
+    numbers, compiler = Numbers(), Compiler(lambda line: pytest.fail(line))
+    gradients = Gradients(numbers.objective, numbers.flat, compiler)
+    for _ in range(2):
+        numbers.message(gradients)
+    return numbers, gradients, compiler
 
 
 @needs_a_compiler
 @pytest.mark.parametrize("what", ["strength", "inflation", "own", "hook", "temperature"])
-def test_a_number_from_outside_that_changes_is_noticed(what: str, compiled_numbers: Any) -> None:
-    numbers, gradients = compiled_numbers
+def test_a_number_from_outside_that_changes_is_noticed_in_the_next_iteration(what: str, compiled_numbers: Any) -> None:
+    numbers, gradients, compiler = compiled_numbers
     before = 0.0 if what == "hook" else 1.0
     numbers.change(what, 2.0)
+    compiler.check_again()
     try:
         if what == "strength":  # compiled anew in earnest; for the others it is enough that it would be
-            torch.testing.assert_close(
-                numbers.message(gradients), numbers.message(EagerGradients(numbers.objective, numbers.flat))
-            )
+            wanted = numbers.message(eager(numbers.objective, numbers.flat))
+            torch.testing.assert_close(numbers.message(gradients), wanted)
             return
-        (compiled,) = gradients._gradients.values()
+        (addition,) = gradients._additions.values()
         torch.compiler.set_stance("fail_on_recompile")
         with torch.no_grad(), pytest.raises(RuntimeError, match="recompile"):
-            compiled(numbers.flat.data, numbers.flat.message, numbers.batch, {})
+            addition._checked(numbers.flat.message, numbers.flat.data, *numbers.batch[:-1])  # type: ignore[attr-defined]
     finally:
         torch.compiler.set_stance("default")
         numbers.change(what, before)
+        compiler.check_again()
 
 
 @needs_a_compiler
 def test_a_number_that_changes_too_often_ends_in_one_line_not_in_an_error() -> None:
     # A weight that a hook lowers in each iteration: torch stops compiling anew after some times.
     numbers, told = Numbers(), []  # type: ignore[var-annotated]
-    gradients = CompiledGradients(numbers.objective, numbers.flat, told.append)
-    eager = EagerGradients(numbers.objective, numbers.flat)
+    compiler = Compiler(told.append)
+    gradients = Gradients(numbers.objective, numbers.flat, compiler)
     with torch._dynamo.config.patch(recompile_limit=1):
         for weight in (0.0, 0.5, 0.7):
             numbers.change("hook", weight)
-            torch.testing.assert_close(numbers.message(gradients), numbers.message(eager))
+            compiler.check_again()
+            wanted = numbers.message(eager(numbers.objective, numbers.flat))
+            torch.testing.assert_close(numbers.message(gradients), wanted)
     assert len(told) == 1 and "\n" not in told[0]
+
+
+class Counting:
+    """A loss that counts its calls, and depends on their number."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, actor_critic: ActorCritic, batch: Batch, _: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self.calls += 1
+        return {"value": actor_critic.value(batch.observations).mean() * self.calls}, {}
+
+
+@needs_a_compiler
+def test_a_loss_that_counts_its_calls_is_called_each_time() -> None:
+    (batch,) = batches_of(BOX, Discrete(2), 1, size=4)
+    messages = []
+    for compiler in (Eager(), Compiler(lambda line: None)):
+        loss = Counting()
+        objective, flat = parts(mlp, BOX, Discrete(2), loss)
+        gradients = Gradients(objective, flat, compiler)
+        with torch._dynamo.config.patch(recompile_limit=2):
+            for _ in range(5):
+                gradients.add(batch, {}, NOBODY, 1.0)
+        assert loss.calls == 5
+        messages.append(flat.message)
+    torch.testing.assert_close(*messages)
 
 
 def untraceable(actor_critic: ActorCritic, batch: Batch, named: dict[str, Tensor]) -> Any:
@@ -237,20 +275,20 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
     batches = batches_of(BOX, Discrete(3), 3)
     objective, flat = parts(mlp, BOX, Discrete(3), untraceable)
     twin, twin_flat = parts(mlp, BOX, Discrete(3), untraceable)
-    compiled, eager = CompiledGradients(objective, flat, told.append), EagerGradients(twin, twin_flat)
+    compiled, as_written = Gradients(objective, flat, Compiler(told.append)), eager(twin, twin_flat)
     for batch in batches:
         compiled.add(batch, coefficients(), NOBODY, 0.5)
-        eager.add(batch, coefficients(), NOBODY, 0.5)
+        as_written.add(batch, coefficients(), NOBODY, 0.5)
     # All three, the first one included, once each.
     torch.testing.assert_close(flat.message, twin_flat.message)
     assert len(told) == 1 and told[0].startswith("compile: the losses run uncompiled (") and "\n" not in told[0]
     assert flat.attached()
 
 
-def chosen(**keywords: Any) -> tuple[EagerGradients, list[str]]:
+def chosen(**keywords: Any) -> tuple[Eager, list[str]]:
     told: list[str] = []
     given: dict[str, Any] = {"total_steps": 1000, "env_fn": mlp, "network_fn": mlp, **keywords}
-    return choose_gradients(Config(**given), *parts(mlp, BOX, Discrete(2)), 1, told.append), told
+    return choose_compiler(Config(**given), torch.device("cpu"), 1, told.append), told
 
 
 LONG = {"total_steps": 1e7, "train_batch_size": 64}  # 20,000 iterations of 40 x 8 minibatches
@@ -259,19 +297,19 @@ LONG = {"total_steps": 1e7, "train_batch_size": 64}  # 20,000 iterations of 40 x
 @needs_a_compiler
 def test_compiling_is_left_to_those_who_train_long_enough() -> None:
     for keywords, kind in (
-        ({"compile": False, **LONG}, EagerGradients),
-        ({}, EagerGradients),
-        (LONG, CompiledGradients),
-        ({**LONG, "train_pi_epochs": 0, "train_v_epochs": 0}, EagerGradients),
-        ({"compile": True}, CompiledGradients),
+        ({"compile": False, **LONG}, Eager),
+        ({}, Eager),
+        (LONG, Compiler),
+        ({**LONG, "train_pi_epochs": 0, "train_v_epochs": 0}, Eager),
+        ({"compile": True}, Compiler),
     ):
-        gradients, told = chosen(**keywords)
-        assert type(gradients) is kind and told == []
+        compiler, told = chosen(**keywords)
+        assert type(compiler) is kind and told == []
 
 
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    gradients, told = chosen(compile=True)
-    assert type(gradients) is EagerGradients and len(told) == 1 and "no C++ compiler" in told[0]
+    compiler, told = chosen(compile=True)
+    assert type(compiler) is Eager and len(told) == 1 and "no C++ compiler" in told[0]
     assert chosen(compile=False)[1] == [], "nobody asked"

@@ -42,7 +42,7 @@ class RandomNetworkDistillation(Hooks):
         self.flat.message.zero_()
         errors.mean().backward()
         worker.ranks.mean_(self.flat.gradient.numpy())
-        self.optimizer.step("predictor", self.learning_rate)
+        self.optimizer.step({"predictor": self.learning_rate})
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that a resumed run needs; the target is drawn from the seed again."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""Functions that work in place on tensors: as they are written, or compiled and called with little overhead."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo_mpi_base.config import Config
+
+NUMBERS = itertools.count()
+WORTHWHILE_MINIBATCHES = 25_000
+
+InPlace = Callable[..., None]
+"""A function of tensors that returns nothing: it writes into some of them."""
+
+
+class Eager:
+    """Leaves functions as they are written: they run operation by operation."""
+
+    def __call__(self, function: InPlace, what: str, uncompiled: InPlace | None = None) -> InPlace:
+        """Return `uncompiled`, which does the same as the function without being fit for tracing, or the function."""
+        return uncompiled or function
+
+    def check_again(self) -> None:
+        """Nothing that was compiled can be out of date."""
+
+
+class Compiler(Eager):
+    """Compiles functions by `torch.compile`. What cannot be compiled runs as it is written, after one line saying why.
+
+    Args:
+        tell: gets that line.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._made: list[_Compiled] = []
+
+    def __call__(self, function: InPlace, what: str, uncompiled: InPlace | None = None) -> InPlace:
+        """Return the function, which is compiled at its first call. `what` stands in the line: "... uncompiled"."""
+        self._made.append(_Compiled(function, uncompiled or function, what, self._tell))
+        return self._made[-1]
+
+    def check_again(self) -> None:
+        """Let each function's next call notice what has changed outside its tensors, such as a number of a hook's."""
+        for compiled in self._made:
+            compiled.check_again()
+
+
+def choose_compiler(config: Config, device: torch.device, ranks: int, tell: Callable[[str], None]) -> Eager:
+    """Return what compiles or what does not, as `config.compile` asks for; `tell` gets a line where that cannot be."""
+    if config.compile is False or (config.compile == "auto" and not _worth_compiling(config, ranks)):
+        return Eager()
+    if device.type == "cpu" and _cpp_compiler() is None:
+        tell("compile: no C++ compiler (g++ or clang++) was found, so training runs uncompiled, several times slower")
+        return Eager()
+    return Compiler(tell)
+
+
+def _worth_compiling(config: Config, ranks: int) -> bool:
+    """Say whether compiling, some 10 seconds, will be made up for by faster minibatches, some 0.5 ms each."""
+    samples = config.rollout_length_per_worker * config.environments_per_rank
+    iterations = config.total_steps / (samples * ranks)
+    epochs = max(config.train_pi_epochs, config.train_v_epochs)
+    return iterations * epochs * samples / config.minibatch_size > WORTHWHILE_MINIBATCHES
+
+
+class _Compiled:
+    """One function, whose compiled form is valid for one shape of each tensor.
+
+    Before each call, `torch.compile` checks that all it assumed still holds: numbers that the function reads from
+    outside, shapes, modules. That takes longer than a small network's gradient. Nothing of it changes between two
+    minibatches, so the checks are made in the first call of an iteration, and other calls go straight to the compiled
+    graph. A function that changes what it depends on, such as one that counts its calls, fails the checks each time and
+    is never called straight.
+    """
+
+    def __init__(self, function: InPlace, uncompiled: InPlace, what: str, tell: Callable[[str], None]) -> None:
+        self._uncompiled, self._what, self._tell = uncompiled, what, tell
+        self._checked = torch.compile(_own_code(function), backend=self._compile, fullgraph=True, dynamic=False)
+        self._graph: Callable[..., Any] | None = None
+        self._inputs: list[Any] = []
+        self._places: list[tuple[int, int]] = []  # which of the graph's inputs is which argument
+        self._anew = False
+        self._called: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def check_again(self) -> None:
+        self._graph = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        if self._graph is None:
+            self._check_and_call(tensors)
+            return
+        inputs = self._inputs
+        for place, argument in self._places:
+            inputs[place] = tensors[argument]
+        self._graph(*inputs)
+
+    def _check_and_call(self, tensors: tuple[Tensor, ...]) -> None:
+        before = [tensor.clone() for tensor in tensors]  # a failure half-way must not leave anything half-written
+        self._anew = False
+        self._called.clear()
+        try:
+            self._checked(*tensors)
+        except Exception as error:  # whatever a tracer and a C++ compiler can raise
+            self._tell(f"compile: {self._what} uncompiled ({_first_line(error)})")
+            for tensor, content in zip(tensors, before, strict=True):
+                tensor.copy_(content)
+            self._checked = self._uncompiled
+            self._checked(*tensors)
+            return
+        if self._called and not self._anew:
+            graph, inputs = self._called.pop()
+            argument_of = {id(tensor): k for k, tensor in enumerate(tensors)}
+            self._places = [(i, argument_of[id(x)]) for i, x in enumerate(inputs) if id(x) in argument_of]
+            self._graph, self._inputs = graph, list(inputs)
+
+    def _compile(self, graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        self._anew = True
+        on_cpu = all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor))
+        compiled = torch._inductor.compile(graph, list(examples), options={"cpp_wrapper": on_cpu})
+
+        def call(*inputs: Any) -> Any:
+            self._called.append((compiled, inputs))
+            return compiled(*inputs)
+
+        return call
+
+
+def _cpp_compiler() -> str | None:
+    """Return the C++ compiler that `torch.compile` would use on a CPU, or None."""
+    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+
+
+def _own_code(function: InPlace) -> InPlace:
+    # torch keeps what it compiled by code object, a few for each: runs and sizes of minibatches must not share them.
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(NUMBERS)}")
+    return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
