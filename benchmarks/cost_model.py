@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = (8, 64, 32), (32, 128, 512)  # environments, steps and minibatch of a rank, where pieces are measured
 SETTINGS = {  # environments and steps per rank, minibatch per rank, epochs: those of contestants/ours.py
     "paper": (16, 64, 32, 10),
-    "middle": (16, 128, 128, 4),
-    "throughput": (32, 128, 512, 2),
+    "throughput": (16, 128, 128, 4),
+    "large": (32, 128, 512, 2),
 }
 CLUSTER = (16, 128, 1024)  # ranks
 LATENCY_US = 2.0

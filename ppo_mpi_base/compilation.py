@@ -89,20 +89,22 @@ class _Compiled:
         self._graph: Callable[..., Any] | None = None
         self._inputs: list[Any] = []
         self._places: list[tuple[int, int]] = []  # which of the graph's inputs is which argument
-        self._anew = False
+        self._anew = self._failed = False
         self._called: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def check_again(self) -> None:
         self._graph = None
 
     def __call__(self, *tensors: Tensor) -> None:
-        if self._graph is None:
+        if self._graph is not None:
+            inputs = self._inputs
+            for place, argument in self._places:
+                inputs[place] = tensors[argument]
+            self._graph(*inputs)
+        elif self._failed:
+            self._uncompiled(*tensors)
+        else:
             self._check_and_call(tensors)
-            return
-        inputs = self._inputs
-        for place, argument in self._places:
-            inputs[place] = tensors[argument]
-        self._graph(*inputs)
 
     def _check_and_call(self, tensors: tuple[Tensor, ...]) -> None:
         before = [tensor.clone() for tensor in tensors]  # a failure half-way must not leave anything half-written
@@ -114,8 +116,8 @@ class _Compiled:
             self._tell(f"compile: {self._what} uncompiled ({_first_line(error)})")
             for tensor, content in zip(tensors, before, strict=True):
                 tensor.copy_(content)
-            self._checked = self._uncompiled
-            self._checked(*tensors)
+            self._failed = True
+            self._uncompiled(*tensors)
             return
         if self._called and not self._anew:
             graph, inputs = self._called.pop()

@@ -183,6 +183,9 @@ class Config:
     """Stop after so long, with a checkpoint and exit status 75, as a signal (SIGTERM, SIGINT, SIGUSR1) does."""
     stop_deadline: Positive = 30.0
     """Seconds from a signal within which the run ends, at the last checkpoint if it must."""
+    stall_seconds: Positive | None = 1800.0
+    """Seconds that ranks wait in a collective for one that does not come, before they name it and end the run; None: no
+    limit."""
     quiet: bool = False
     """Print no progress."""
 

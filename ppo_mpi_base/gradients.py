@@ -79,7 +79,7 @@ class Gradients:
 
         def arguments(tensors: Sequence[Tensor]) -> tuple[Batch, dict[str, Tensor], frozenset[str]]:
             columns, rest = tensors[: len(Batch._fields) - 1], tensors[len(Batch._fields) - 1 :]
-            batch = Batch(*columns, dict(zip(extras, rest, strict=False)))  # type: ignore[call-arg]
+            batch = Batch._make([*columns, dict(zip(extras, rest, strict=False))])
             return batch, dict(zip(coefficients, rest[len(extras) :], strict=True)), idle
 
         def by_autograd(message: Tensor, data: Tensor, *tensors: Tensor) -> None:

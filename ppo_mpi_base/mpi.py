@@ -8,6 +8,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.watch import Watch
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -59,6 +62,7 @@ class Communicator:
             host.Free()
         self.is_root = self.rank == 0
         self.local_cores = len(cores)
+        self._watch: Watch | None = None
 
     def sum_(self, array: np.ndarray) -> None:
         """Replace each element by its sum over ranks; a contiguous float32, float64 or int64 array of any shape.
@@ -66,7 +70,7 @@ class Communicator:
         The result is the same to the last bit on all ranks. Collective: call on all ranks.
         """
         if self._comm is not None:
-            self._comm.Allreduce(_mpi.IN_PLACE, array, _mpi.SUM)
+            self._call("sum_", self._comm.Allreduce, _mpi.IN_PLACE, array, _mpi.SUM)
 
     def mean_(self, array: np.ndarray) -> None:
         """Replace each element by its mean over ranks; floats, else like `sum_`. Collective: call on all ranks."""
@@ -80,7 +84,7 @@ class Communicator:
         Collective: call on all ranks.
         """
         if self._comm is not None:
-            self._comm.Allreduce(_mpi.IN_PLACE, array, _mpi.MIN)
+            self._call("min_", self._comm.Allreduce, _mpi.IN_PLACE, array, _mpi.MIN)
 
     def max(self, value: float) -> float:
         """Return the largest value of all ranks, NaN where any is NaN. Collective: call on all ranks."""
@@ -94,7 +98,7 @@ class Communicator:
         # Gathered, not reduced: MPI's MAX and MIN of a NaN depend on the order, so ranks could come to differ.
         values = np.full(self.size, value, dtype=np.float64)
         if self._comm is not None:
-            self._comm.Allgather(_mpi.IN_PLACE, values)
+            self._call("max or min", self._comm.Allgather, _mpi.IN_PLACE, values)
         return values
 
     def broadcast_(self, array: np.ndarray) -> None:
@@ -103,16 +107,46 @@ class Communicator:
         Collective: call on all ranks.
         """
         if self._comm is not None:
-            self._comm.Bcast(array, root=0)
+            self._call("broadcast_", self._comm.Bcast, array)  # from rank 0
 
     def gather_all(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order; for small Python objects. Collective: call on all ranks."""
-        return [value] if self._comm is None else self._comm.allgather(value)
+        return [value] if self._comm is None else self._call("gather_all", self._comm.allgather, value)
 
     def barrier(self) -> None:
         """Wait until every rank is here. Collective: call on all ranks."""
         if self._comm is not None:
-            self._comm.Barrier()
+            self._call("barrier", self._comm.Barrier)
+
+    @contextmanager
+    def watched(self, limit: float | None) -> Iterator[None]:
+        """End all ranks, by name of the culprit, where one stays away from a collective for `limit` seconds.
+
+        None waits for ever. An exception in the block must end the process. Collective: call on all ranks.
+        """
+        if self._comm is None or limit is None:
+            yield
+            return
+        host = self._comm.Split_type(_mpi.COMM_TYPE_SHARED)
+        size = np.dtype(np.float64).itemsize
+        window = _mpi.Win.Allocate_shared(0 if host.rank else 3 * host.size * size, size, comm=host)
+        notes = np.ndarray((host.size, 3), np.float64, window.Shared_query(0)[0])
+        notes[host.rank] = 0.0
+        ranks = host.allgather(self.rank)  # and so all have written their notes
+        self._watch = Watch(notes, ranks, host.rank, limit)
+        yield
+        self._watch.stop()
+        self._watch = None
+        window.Free()
+        host.Free()
+
+    def _call(self, name: str, collective: Callable[..., Any], *arguments: Any) -> Any:
+        if self._watch is None:
+            return collective(*arguments)
+        self._watch.enter(name)
+        result = collective(*arguments)
+        self._watch.leave()
+        return result
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise on all ranks the error of the lowest rank that has one; return where none has.
@@ -127,7 +161,7 @@ class Communicator:
             return
         kind = next((k for k in (ConfigurationError, TrainingError) if isinstance(error, k)), RuntimeError)
         text = str(error) if kind is not RuntimeError else "".join(traceback.format_exception(error))
-        reports = self._comm.allgather(None if error is None else (kind, text))
+        reports = self._call("raise_together", self._comm.allgather, None if error is None else (kind, text))
         failed = next((rank for rank, report in enumerate(reports) if report is not None), None)
         if failed is None:
             return

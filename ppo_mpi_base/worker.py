@@ -400,7 +400,7 @@ class Worker:
 def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
     ranks = world()
-    with fail_together(ranks):
+    with fail_together(ranks), ranks.watched(config.stall_seconds):
         if (threads := default_threads(ranks)) is not None:
             torch.set_num_threads(threads)
         with Interruption(config.max_seconds, config.stop_deadline) as interruption:

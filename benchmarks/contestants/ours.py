@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: MIT
 """This package: `mpiexec -n 2 python -m benchmarks.contestants.ours --setting paper`."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import mujoco
 import numpy as np
-from torch import nn
 
+from ppo_mpi_base import presets
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import mlp
@@ -21,22 +24,29 @@ from ppo_mpi_base.worker import Worker
 
 WARM_ITERATIONS = 3
 MESSAGES = 500
+RANKS = 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one rank does in an iteration: N environments, T steps, minibatches of B samples, and epochs."""
+    """What one of two ranks does in an iteration: N environments, T steps, minibatches of B samples, and epochs."""
 
     environments: int
     length: int
     minibatch: int
     epochs: int
 
+    @classmethod
+    def of(cls, preset: dict[str, Any]) -> Setting:
+        """Return what a preset asks of a rank."""
+        names = ("num_environments", "rollout_length_per_worker", "train_batch_size", "train_pi_epochs")
+        return cls(*(preset[name] for name in names))
 
-SETTINGS = {  # with two ranks:
-    "paper": Setting(16, 64, 32, 10),  # 2,048 samples, updates of 64
-    "middle": Setting(16, 128, 128, 4),  # 4,096 samples, updates of 256
-    "throughput": Setting(32, 128, 512, 2),  # 8,192 samples, updates of 1,024
+
+SETTINGS = {
+    "paper": Setting.of(presets.mujoco_paper(RANKS)),
+    "throughput": Setting.of(presets.mujoco(RANKS)),
+    "large": Setting(environments=32, length=128, minibatch=512, epochs=2),
 }
 
 mujoco.set_mju_user_warning(lambda message: None)
@@ -82,35 +92,19 @@ def env_fn() -> gymnasium.Env:
     return gymnasium.make("HalfCheetah-v5")
 
 
-def network_fn(obs_dim: int, act_dim: int) -> nn.Module:
-    return mlp(obs_dim, act_dim, hidden=(64, 64), activation=nn.Tanh)
-
-
-def value_network_fn(obs_dim: int) -> nn.Module:
-    return mlp(obs_dim, 1, hidden=(64, 64), activation=nn.Tanh)
-
-
 def keywords(setting: Setting, directory: str, compiled: bool = True) -> dict[str, object]:
-    """Return the keywords of `PPO`: those of examples/mujoco, normalization among them, which no peer does here."""
+    """Return the keywords of `PPO`: the presets' normalization, which no peer does here, among them."""
     return {
+        **presets.mujoco(RANKS),
         "total_steps": 1e9,
         "env_fn": env_fn,
-        "network_fn": network_fn,
-        "value_network_fn": value_network_fn,
-        "use_vectorized_envs": True,
+        "network_fn": mlp,
+        "value_network_fn": mlp,
         "num_environments": setting.environments,
         "rollout_length_per_worker": setting.length,
         "train_batch_size": setting.minibatch,
         "train_pi_epochs": setting.epochs,
         "train_v_epochs": setting.epochs,
-        "vf_lr": 3e-4,
-        "pi_grad_clip": 0.5,
-        "v_grad_clip": 0.5,
-        "adam_epsilon": 1e-5,
-        "anneal_lr": True,
-        "normalize_observations": True,
-        "normalize_rewards": True,
-        "orthogonal_init": True,
         "compile": compiled,
         "log_directory": directory,
         "save_location": None,

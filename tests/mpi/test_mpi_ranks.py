@@ -263,3 +263,40 @@ def test_a_launcher_without_an_mpi_library_is_told_once() -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith("ConfigurationError: PMI_SIZE=2: ")
     assert "pip install mpi4py mpich" in line
+
+
+WATCHED = "with fail_together(communicator), communicator.watched(2.0):\n    communicator.barrier()\n"
+
+
+def test_a_rank_that_stalls_is_named_with_its_collective_and_shows_where_it_is() -> None:
+    done = launch(START + WATCHED + "    if rank == 2: time.sleep(100)\n    communicator.gather_all(rank)\n", 4)
+    assert done.code != 0
+    assert done.seconds < SOON
+    assert "rank 2 stalls here, while others wait for it in gather_all:\n" in done.stderr
+    assert "if rank == 2: time.sleep(100)" in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("TrainingError")]
+    assert len(told) == 1
+    assert "rank 2 did not come to the collective gather_all, in which rank 0 has waited for " in told[0]
+    assert "stall_seconds=2" in told[0]
+
+
+def test_a_rank_that_is_stopped_is_named_though_it_cannot_speak() -> None:
+    body = "    if rank == 0: os.kill(os.getpid(), signal.SIGSTOP)\n    communicator.max(1.0)\n"
+    done = launch("import os, signal\n" + START + WATCHED + body, 3)
+    assert done.code != 0
+    assert done.seconds < SOON
+    assert "rank 0 did not come to the collective max or min, in which rank 1 has waited" in done.stderr
+
+
+def test_a_rank_that_is_late_ends_nothing() -> None:
+    body = "    if rank == 1: time.sleep(2.5)\n    communicator.barrier()\nprint('good\\n', end='')"
+    done = launch(START + WATCHED.replace("2.0", "3.0") + body, 2)
+    assert done.code == 0, done.stderr
+    assert done.stdout.split() == ["good", "good"]
+    assert done.stderr == ""
+
+
+def test_a_watch_that_is_over_notices_nothing() -> None:
+    body = "if rank == 1: time.sleep(3)\ncommunicator.barrier()\nprint('good\\n', end='')"
+    done = launch(START + WATCHED.replace("2.0", "1.0") + body, 2)
+    assert (done.code, done.stderr, done.stdout.split()) == (0, "", ["good", "good"])

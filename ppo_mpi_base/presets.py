@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""Settings that are known to work, as keywords of `PPO()`: `PPO(**presets.mujoco(world().size), ...)`.
+
+Each is the same algorithm on any number of ranks: environments, rollouts and minibatches are shared out among them.
+`results/learning/` has what they reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mujoco(ranks: int) -> dict[str, Any]:
+    """Return the setting for MuJoCo: 4,096 samples an iteration, updates of 256, 4 epochs; for networks of 64x64."""
+    return {
+        **_shared_out(ranks, environments=32, length=128, minibatch=256),
+        **_CONTINUOUS_CONTROL,
+        "train_pi_epochs": 4,
+        "train_v_epochs": 4,
+        "pi_lr": 1e-3,
+        "vf_lr": 1e-3,
+    }
+
+
+def mujoco_paper(ranks: int) -> dict[str, Any]:
+    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs.
+
+    Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 3; with the details of Engstrom et al. (2020),
+    arxiv.org/abs/2005.12729: normalization, annealing, orthogonal initialization and gradient clipping.
+    """
+    return {
+        **_shared_out(ranks, environments=32, length=64, minibatch=64),
+        **_CONTINUOUS_CONTROL,
+        "train_pi_epochs": 10,
+        "train_v_epochs": 10,
+        "pi_lr": 3e-4,
+        "vf_lr": 3e-4,
+    }
+
+
+_CONTINUOUS_CONTROL: dict[str, Any] = {
+    "pi_grad_clip": 0.5,
+    "v_grad_clip": 0.5,
+    "adam_epsilon": 1e-5,
+    "anneal_lr": True,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "orthogonal_init": True,
+}
+
+
+def _shared_out(ranks: int, *, environments: int, length: int, minibatch: int) -> dict[str, Any]:
+    """Return one rank's share of environments, steps of each, and minibatch, of which all ranks have so many."""
+    own = max(1, environments // ranks)
+    return {
+        "use_vectorized_envs": True,
+        "num_environments": own,
+        "rollout_length_per_worker": max(1, environments * length // (own * ranks)),
+        "train_batch_size": max(1, minibatch // ranks),
+    }

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""A watch over the ranks of a host: where one does not come to a collective, it is named and the run ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+
+COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "barrier", "raise_together")
+COUNT, NAME, SINCE = range(3)
+MESSAGE_TIME = 1.0
+"""Seconds in which the stalled rank says where it is, before the others end the run."""
+SLEPT = 5.0
+"""Seconds by which a look that is late means that this process did not run."""
+OTHER_HOSTS_TIME = 15.0
+"""Seconds that a host of which no rank is missing leaves to the others, to name theirs."""
+
+
+class Watch:
+    """Each rank notes in memory that the ranks of its host share when it enters and leaves a collective.
+
+    A thread looks at the notes. It takes no part in the communication, so that it sees a stall whatever MPI and the
+    main threads do: a rank that waits longer than `limit` names those that have not come, and ends; the launcher ends
+    the rest.
+
+    Args:
+        notes: (ranks of this host, 3) float64 that they share: how often each entered or left, the collective's number
+            in `COLLECTIVES`, and when, on the clock of the host.
+        ranks: the number of each of these ranks in the run.
+        own: the index of this rank among them.
+        limit: seconds.
+    """
+
+    def __init__(self, notes: np.ndarray, ranks: Sequence[int], own: int, limit: float) -> None:
+        self._notes, self._own_notes, self._ranks, self._own, self._limit = notes, notes[own], ranks, own, limit
+        self._main = threading.main_thread().ident
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; the notes' memory may go."""
+        self._over.set()
+        self._thread.join()
+
+    def enter(self, name: str) -> None:
+        """Note that this rank waits in a collective, one of `COLLECTIVES`, from now on."""
+        self._own_notes[NAME], self._own_notes[SINCE] = COLLECTIVES.index(name), time.monotonic()
+        self._own_notes[COUNT] += 1
+
+    def leave(self) -> None:
+        """Note that it does not any more."""
+        self._own_notes[COUNT] += 1
+
+    def _look(self) -> None:
+        period, told = min(1.0, self._limit / 4), False
+        looked = awake_since = time.monotonic()
+        while not self._over.wait(period):
+            notes, now = self._notes.copy(), time.monotonic()
+            if now - looked > period + SLEPT:  # the whole job was suspended, perhaps, and that is no rank's fault
+                awake_since = now
+            looked = now
+            waited = np.where(notes[:, COUNT] % 2 == 1, now - np.maximum(notes[:, SINCE], awake_since), 0.0)
+            missed = np.flatnonzero((waited > self._limit) & (notes[:, COUNT] > notes[self._own, COUNT]))
+            if len(missed) > 0 and not told:
+                told = True
+                self._tell_where(notes[missed[0]])
+            if waited[self._own] > self._limit:
+                self._end(notes, waited[self._own])
+
+    def _tell_where(self, waiting: np.ndarray) -> None:
+        """Print, on a rank that others wait for, what it is doing."""
+        frame = sys._current_frames().get(self._main or 0)
+        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        name = COLLECTIVES[int(waiting[NAME])]
+        sys.stderr.write(f"rank {self._ranks[self._own]} stalls here, while others wait for it in {name}:\n{stack}")
+        sys.stderr.flush()
+
+    def _end(self, notes: np.ndarray, seconds: float) -> None:
+        """End this rank, which has waited too long, unless the one that is missing comes at the last moment."""
+        count, name = notes[self._own, COUNT], COLLECTIVES[int(notes[self._own, NAME])]
+        missing = [self._ranks[k] for k in np.flatnonzero(notes[:, COUNT] < count).tolist()]
+        time.sleep(MESSAGE_TIME if missing else OTHER_HOSTS_TIME)
+        if self._own_notes[COUNT] != count:
+            return
+        first = np.flatnonzero(self._notes[:, COUNT] == count)[0]
+        if self._own == first:
+            who = " and ".join(f"rank {rank}" for rank in missing) or "a rank on another host"
+            sys.stderr.write(
+                f"TrainingError: {who} did not come to the collective {name}, in which rank {self._ranks[self._own]} "
+                f"has waited for {seconds:.0f} s, more than stall_seconds={self._limit:g}: ending all ranks\n"
+            )
+            sys.stderr.flush()
+            time.sleep(MESSAGE_TIME / 4)  # for the launcher to read it
+        else:
+            time.sleep(2 * MESSAGE_TIME)
+        os._exit(1)
