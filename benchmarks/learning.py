@@ -30,17 +30,30 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "learning"
 MUJOCO = {"HalfCheetah-v5": 1800.0, "Hopper-v5": 2250.0, "Walker2d-v5": 3000.0}  # task -> score to reach
-RUNS = [("CartPole-v1", seed) for seed in range(5)] + [(task, seed) for seed in range(3) for task in MUJOCO]
+CARTPOLE = "CartPole-v1"
+SETTINGS = ("fast", "paper")  # of the MuJoCo example
+# What counts first: two settings are compared only once both have as many seeds.
+RUNS = (
+    [(CARTPOLE, "", seed) for seed in range(5)]
+    + [(task, "fast", seed) for seed in range(3) for task in MUJOCO]
+    + [(task, setting, seed) for seed in range(5) for setting in SETTINGS for task in MUJOCO]
+)
 
 
-def train(task: str, seed: int) -> None:
+def place(task: str, setting: str, seed: int) -> Path:
+    """Return where a run's progress.csv is kept."""
+    return RESULTS / task / setting / f"seed{seed}.csv"
+
+
+def train(task: str, setting: str, seed: int) -> None:
     """Train one task by its example, on one rank, and keep what it logged."""
-    kept = RESULTS / task / f"seed{seed}.csv"
+    kept = place(task, setting, seed)
     if kept.exists():
         return
     kept.parent.mkdir(parents=True, exist_ok=True)
-    example = "classic_control" if task == "CartPole-v1" else "mujoco"
-    arguments = ["--seed", str(seed)] + ([] if task == "CartPole-v1" else ["--env-id", task])
+    example = "classic_control" if task == CARTPOLE else "mujoco"
+    arguments = ["--seed", str(seed)] + ([] if task == CARTPOLE else ["--env-id", task, "--setting", setting])
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, f"examples/{example}/train.py", *arguments]
@@ -53,11 +66,11 @@ def train(task: str, seed: int) -> None:
         "command": " ".join(["python", *command[1:]]),
         "seconds": round(time.perf_counter() - started, 1),
         "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     kept.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{task} seed {seed}: {score(kept):.1f} in {facts['seconds']} s", flush=True)
+    print(f"{task} {setting} seed {seed}: {score(kept):.1f} in {facts['seconds']} s", flush=True)
 
 
 def curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -71,39 +84,58 @@ def curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def score(path: Path) -> float:
     """Return the mean of the last 100 training episodes; for CartPole the best that this mean ever was."""
     returns = curve(path)[1]
-    return float(np.nanmax(returns) if path.parent.name == "CartPole-v1" else returns[-1])
+    return float(np.nanmax(returns) if CARTPOLE in path.parts else returns[-1])
+
+
+def scores(task: str, setting: str) -> list[float]:
+    """Return the scores of all seeds that are there."""
+    return [score(path) for path in sorted(place(task, setting, 0).parent.glob("seed*.csv"))]
+
+
+def difference(ours: list[float], theirs: list[float], draws: int = 10_000) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the difference of two means: seeds drawn again, with replacement."""
+    random = np.random.default_rng(0)
+    mean = [random.choice(x, (draws, len(x))).mean(1) for x in (ours, theirs)]
+    low, high = np.percentile(mean[0] - mean[1], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def tabulate() -> None:
     """Write the table and draw the curves of all results that are there."""
-    tasks = ["CartPole-v1", *MUJOCO]
+    rows = []
+    for task in (CARTPOLE, *MUJOCO):
+        for setting in ("",) if task == CARTPOLE else SETTINGS:
+            if found := scores(task, setting):
+                reach, listed = f"{MUJOCO.get(task, 475.0):.0f}", " ".join(f"{x:.0f}" for x in found)
+                rows.append([task, setting, f"{np.mean(found):.0f}", f"{np.std(found):.0f}", reach, listed])
+        if task in MUJOCO and min(len(scores(task, setting)) for setting in SETTINGS) > 1:
+            low, high = difference(*(scores(task, setting) for setting in SETTINGS))
+            print(f"{task}: fast - paper, 95% interval: {low:.0f} to {high:.0f}")
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "mean", "std", "to_reach", "seeds"])
-        for task in tasks:
-            scores = [score(path) for path in sorted((RESULTS / task).glob("seed*.csv"))]
-            if scores:
-                listed = " ".join(f"{x:.0f}" for x in scores)
-                row = [
-                    task,
-                    f"{np.mean(scores):.0f}",
-                    f"{np.std(scores):.0f}",
-                    f"{MUJOCO.get(task, 475.0):.0f}",
-                    listed,
-                ]
-                writer.writerow(row)
-                print("  ".join(row))
+        writer.writerows([["task", "setting", "mean", "std", "to_reach", "seeds"], *rows])
+    for row in rows:
+        print("  ".join(row))
+    draw()
+
+
+def draw() -> None:
+    """Draw a panel for each task, with a line for each run."""
+    tasks = [CARTPOLE, *MUJOCO]
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.6), layout="constrained")
     for axis, task in zip(axes, tasks, strict=True):
-        for path in sorted((RESULTS / task).glob("seed*.csv")):
-            steps, returns = curve(path)
-            axis.plot(steps / 1e6, returns, linewidth=1)
+        for setting, color, style in (("", "#0072B2", "-"), ("fast", "#0072B2", "-"), ("paper", "#E69F00", "--")):
+            for number, path in enumerate(sorted(place(task, setting, 0).parent.glob("seed*.csv"))):
+                steps, returns = curve(path)
+                label = setting if number == 0 and setting else None
+                axis.plot(steps / 1e6, returns, linewidth=1, color=color, linestyle=style, label=label)
         axis.axhline(MUJOCO.get(task, 475.0), color="0.4", linestyle=":", linewidth=1)
         axis.set_title(task, fontsize=10)
         axis.set_xlabel("million steps")
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("return, last 100 episodes")
+    axes[1].legend(frameon=False, fontsize=8)
     figure.savefig(RESULTS / "curves.png", dpi=150)
 
 
