@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
-from ppo_mpi_base.watch import Watch
+from ppo_mpi_base.watch import NOTES, Watch
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -54,7 +55,7 @@ class Communicator:
         """Wrap an mpi4py communicator; None is one rank. Collective: call on all ranks."""
         self._comm = comm
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
-        cores = _own_cores()
+        cores = own_cores()
         if comm is not None:
             host = comm.Split_type(_mpi.COMM_TYPE_SHARED)
             self.rank, self.size, self.local_rank, self.local_size = comm.rank, comm.size, host.rank, host.size
@@ -128,17 +129,15 @@ class Communicator:
             yield
             return
         host = self._comm.Split_type(_mpi.COMM_TYPE_SHARED)
-        size = np.dtype(np.float64).itemsize
-        window = _mpi.Win.Allocate_shared(0 if host.rank else 3 * host.size * size, size, comm=host)
-        notes = np.ndarray((host.size, 3), np.float64, window.Shared_query(0)[0])
-        notes[host.rank] = 0.0
-        ranks = host.allgather(self.rank)  # and so all have written their notes
-        self._watch = Watch(notes, ranks, host.rank, limit)
+        with tempfile.NamedTemporaryFile() as file:  # no MPI window: that takes part in the communication it watches
+            file.truncate(NOTES * host.size * np.dtype(np.float64).itemsize)
+            notes = np.memmap(host.bcast(file.name), np.float64, "r+", shape=(host.size, NOTES))
+            ranks = host.allgather(self.rank)  # and so all have opened the file of the first
+        host.Free()
+        self._watch = Watch(notes, ranks, ranks.index(self.rank), limit)
         yield
         self._watch.stop()
         self._watch = None
-        window.Free()
-        host.Free()
 
     def _call(self, name: str, collective: Callable[..., Any], *arguments: Any) -> Any:
         if self._watch is None:
@@ -201,18 +200,8 @@ def world() -> Communicator:
     return Communicator(None if _mpi is None else _mpi.COMM_WORLD.Dup())
 
 
-def default_threads(communicator: Communicator) -> int | None:
-    """Return how many threads this rank should compute with: its share of the host's cores, at least 1.
-
-    None where the user decided by OMP_NUM_THREADS or MKL_NUM_THREADS.
-    """
-    if "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
-        return None
-    share = communicator.local_cores // communicator.local_size
-    return max(1, min(share, len(_own_cores())))  # a rank that is bound to few cores cannot use its share
-
-
-def _own_cores() -> set[int]:
+def own_cores() -> set[int]:
+    """Return the cores that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 

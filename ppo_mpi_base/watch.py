@@ -14,6 +14,7 @@ import numpy as np
 
 COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "barrier", "raise_together")
 COUNT, NAME, SINCE = range(3)
+NOTES = 3
 MESSAGE_TIME = 1.0
 """Seconds in which the stalled rank says where it is, before the others end the run."""
 SLEPT = 5.0

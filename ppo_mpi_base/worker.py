@@ -21,13 +21,14 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import Gradients, LossFunction, Objective
 from ppo_mpi_base.interruption import REQUEUE, Interruption
-from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
+from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.reports import Reports
 from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, intercept, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
 from ppo_mpi_base.seeding import MINIBATCHES, generator
 from ppo_mpi_base.storage import Storage
+from ppo_mpi_base.threads import share_cores
 
 KL_TOLERANCE = 1.5
 """An update is not applied where the KL estimate exceeds this many times `target_kl`."""
@@ -401,8 +402,7 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
     ranks = world()
     with fail_together(ranks), ranks.watched(config.stall_seconds):
-        if (threads := default_threads(ranks)) is not None:
-            torch.set_num_threads(threads)
+        share_cores(ranks)
         with Interruption(config.max_seconds, config.stop_deadline) as interruption:
             worker = Worker(config, ranks, loss_fn, interruption)
             try:

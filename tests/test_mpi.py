@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.mpi import Communicator, default_threads, fail_together, world
+from ppo_mpi_base.mpi import Communicator, fail_together, world
 from tests.mpi.launch import Finished, run
 
 SHOW = (
@@ -51,18 +50,6 @@ def test_one_rank_lets_exceptions_pass_untouched() -> None:
             raise leave
         assert left.value is leave
     assert sys.excepthook is sys.__excepthook__ or "ppo_mpi_base" not in sys.excepthook.__module__
-
-
-def test_threads_are_this_ranks_share_of_the_cores_it_may_use() -> None:
-    show = "from ppo_mpi_base.mpi import *; print(default_threads(world()))"
-    assert python(show).stdout.strip() == str(len(os.sched_getaffinity(0)))
-    assert python("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + show).stdout.strip() == "1"
-    assert python(show, OMP_NUM_THREADS="7").stdout.strip() == "None"
-    assert python(show, MKL_NUM_THREADS="7").stdout.strip() == "None"
-    crowd = Communicator()
-    crowd.local_size = 1000
-    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
-        assert default_threads(crowd) == 1
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**_environment(), **(env or {})},
+            env={**environment(), **(env or {})},
         ) as process:
             try:
                 stdout, stderr = process.communicate(timeout=timeout)
@@ -70,7 +70,7 @@ def run(
     return Finished(process.returncode, stdout, stderr, time.monotonic() - start)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return this process's variables, less a launcher's, with the package on the path and what Open MPI asks for."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

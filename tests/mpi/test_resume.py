@@ -19,7 +19,7 @@ from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.rollout import Rollout
 from ppo_mpi_base.worker import Worker
-from tests.mpi.launch import ROOT, launch
+from tests.mpi.launch import ROOT, environment, launch
 from tests.resuming import HALF, TASKS, WHOLE, N, T, checkpoint, differences, keywords
 
 SLOW = 100  # seconds: it takes ten, but the machine may be busy
@@ -175,8 +175,9 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_status_75(tmp_path):
         pytest.skip(f"no mpiexec beside {sys.executable}: pip install mpich mpi4py")
     script = tmp_path / "script.py"
     script.write_text(ENDLESS)
-    command = ["env", f"PYTHONPATH={ROOT}", str(mpiexec), "-n", "2", sys.executable, str(script), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [str(mpiexec), "-n", "2", sys.executable, str(script), str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **pipes, text=True, env=environment()) as process:
         try:
             end = time.monotonic() + SLOW
             while not all((tmp_path / f"rank{rank}").exists() for rank in (0, 1)) and time.monotonic() < end:
@@ -227,8 +228,7 @@ def test_ranks_that_drift_apart_stop_the_run(tmp_path):
 
 def test_a_run_survives_kills_at_random_moments(tmp_path):
     command = [sys.executable, "-m", "benchmarks.chaos", "--kills", "3", "--iterations", "60", "--pause", "0.1"]
-    finished = subprocess.run(
-        [*command, "--directory", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=SLOW
-    )
+    command += ["--directory", str(tmp_path)]
+    finished = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=SLOW)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.count("kill ") == 3 and "equal to the last bit" in finished.stdout
