@@ -73,32 +73,7 @@ def load_policy(
     if which == "best" and not (directory / "best.safetensors").exists():
         which = "latest"
     description, tensors = _read(directory, which)
-    try:
-        observation_space, action_space = (
-            make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
-        )
-        gives_value, normalize = description["gives_value"], description["normalize_observations"]
-        saved = None if network_fn or description["network"] is None else layers.build(description["network"])
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(repr(error).split())
-        raise ConfigurationError(f"load_policy: {directory / which}.json is damaged: {reason}") from error
-    if network_fn is not None:
-        network = network_fn(observation_dim(observation_space), action_dim(action_space), **(policy_kwargs or {}))
-    elif saved is not None:
-        network = saved
-    else:
-        raise ConfigurationError(
-            f"load_policy: {directory} holds a network of your own class: give the function that builds it, as "
-            f"load_policy({str(save_location)!r}, network_fn=...)"
-        )
-    # Values are not needed to act; a stand-in says that the network does not give them.
-    actor_critic = ActorCritic(
-        network,
-        None if gives_value else nn.Identity(),
-        observation_space,
-        action_space,
-        normalize_observations=normalize,
-    )
+    actor_critic = _built(directory / which, description, network_fn, policy_kwargs or {})
     wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_network.")}
     try:
         actor_critic.load_state_dict(wanted)
@@ -108,6 +83,34 @@ def load_policy(
             f"load_policy: the network does not fit {directory / which}.safetensors: {reason}"
         ) from error
     return _as_function(actor_critic, deterministic, np.random.default_rng(seed))
+
+
+def _built(
+    path: Path,
+    description: dict[str, Any],
+    network_fn: Callable[..., nn.Module] | None,
+    policy_kwargs: dict[str, Any],
+) -> ActorCritic:
+    """Return the policy of a description with new weights, built by `network_fn` or as the description says."""
+    try:
+        observation_space, action_space = (
+            make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
+        )
+        gives_value, normalize = description["gives_value"], description["normalize_observations"]
+        saved = None if network_fn or description["network"] is None else layers.build(description["network"])
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(repr(error).split())
+        raise ConfigurationError(f"load_policy: {path}.json is damaged: {reason}") from error
+    if network_fn is not None:
+        saved = network_fn(observation_dim(observation_space), action_dim(action_space), **policy_kwargs)
+    if saved is None:
+        raise ConfigurationError(
+            f"load_policy: {path.parent} holds a network of your own class: give the function that builds it, as "
+            f"load_policy({str(path.parent)!r}, network_fn=...)"
+        )
+    # Values are not needed to act; a stand-in says that the network does not give them.
+    stand_in = None if gives_value else nn.Identity()
+    return ActorCritic(saved, stand_in, observation_space, action_space, normalize_observations=normalize)
 
 
 def _as_function(
