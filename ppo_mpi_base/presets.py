@@ -17,8 +17,8 @@ def mujoco(ranks: int) -> dict[str, Any]:
         **_CONTINUOUS_CONTROL,
         "train_pi_epochs": 4,
         "train_v_epochs": 4,
-        "pi_lr": 2e-3,
-        "vf_lr": 2e-3,
+        "pi_lr": 1e-3,
+        "vf_lr": 1e-3,
         "initial_log_std": -0.5,
     }
 
