@@ -50,9 +50,16 @@ class Checkpoints:
         self._written_at = time.monotonic()
 
     def begin_anew(self) -> None:
-        """Move another run's checkpoints out of the way, on rank 0: nobody's results are lost or mixed."""
-        if self.ranks.is_root and self.directory is not None and self.directory.exists():
-            set_aside(self.directory)
+        """Move another run's checkpoints and networks out of the way, on rank 0: nobody's results are lost or mixed."""
+        if self.ranks.is_root and self.directory is not None:
+            former = [
+                self.directory,
+                *sorted(self.directory.parent.glob("best.*")),
+                *self.directory.parent.glob("latest.*"),
+            ]
+            for path in former:
+                if path.exists() and path.name.count(".") < 2:  # not what was moved already
+                    set_aside(path)
 
     @property
     def due(self) -> bool:

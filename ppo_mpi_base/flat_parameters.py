@@ -149,6 +149,8 @@ class Adam:
             scales: what to multiply a slice's gradient by first; see `clip_scale`. None: by 1.
         """
         names = tuple(learning_rates)
+        if not names:
+            return
         if names not in self._moves:
             self._moves[names] = self._compiler(_move(self.betas), "Adam runs"), self.flat.data.new_empty(len(names), 3)
         numbers, parts = [], []

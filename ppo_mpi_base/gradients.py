@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ppo_mpi_base.compilation import Eager, InPlace
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
+
+MOST_STATISTICS = 32
+"""Statistics, losses among them, that travel with each gradient."""
 
 LossFunction = Callable[[ActorCritic, Batch, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -37,6 +42,40 @@ class Objective(nn.Module):
         losses, statistics = self.terms(batch, coefficients)
         total = torch.stack([loss for name, loss in losses.items() if name not in idle]).sum()
         return total, torch.stack([value.detach() for value in statistics.values()])
+
+
+def checked_statistics(
+    objective: Objective, batch: Batch, coefficients: dict[str, Tensor], config: Config
+) -> list[str]:
+    """Evaluate the losses once, and return what their statistics are called.
+
+    Raises:
+        ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
+    """
+    with torch.no_grad():
+        try:
+            returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
+        except KeyError as error:
+            if error.args[0] in coefficients or error.args[0] in batch.extras:
+                raise
+            raise ConfigurationError(
+                f"loss_fn reads {error.args[0]!r}, which is not there: coefficients are {', '.join(coefficients)} and "
+                f"those of loss_coefficients={{{error.args[0]!r}: ...}}; extras are what hooks add to rollout.extras"
+            ) from error
+        if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):
+            raise ConfigurationError(
+                f"loss_fn must return two dicts of scalar tensors, (losses, statistics), not {type(returned).__name__}"
+            )
+        statistics = objective.terms(batch, coefficients)[1]
+    for name, value in statistics.items():
+        if not isinstance(value, Tensor) or value.shape != ():
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise ConfigurationError(f"loss_fn: {name!r} must be a scalar tensor, but has {found}")
+    if len(statistics) > MOST_STATISTICS:
+        raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")
+    if config.target_kl > 0 and "kl" not in statistics:
+        raise ConfigurationError(f"target_kl={config.target_kl} needs a loss_fn that returns the statistic 'kl'")
+    return list(statistics)
 
 
 class Gradients:

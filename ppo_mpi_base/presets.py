@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Settings that are known to work, as keywords of `PPO()`: `PPO(**presets.mujoco(world().size), ...)`.
 
-Each is the same algorithm on any number of ranks: environments, rollouts and minibatches are shared out among them.
-`results/learning/` has what they reach.
+Each is the same algorithm on any number of ranks that divides its environments and minibatches, which are shared out
+among them; on another number, nearly. `results/learning/` has what they reach.
 """
 
 from __future__ import annotations

@@ -152,8 +152,9 @@ class Reports:
                 self.tell(f"the learning curve could not be drawn ({error.strerror})")
             minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
             self.logger.close()
-            self.logger.message(
-                f"return {self.episode_return:.1f} (best {self.best_return:.1f}) after {minutes}:{seconds:02}"
-            )
+            score = f"return {self.episode_return:.1f} (best {self.best_return:.1f})"
+            if self.episodes == 0:
+                score = "no episode has ended, so no return is known"
+            self.logger.message(f"{score} after {minutes}:{seconds:02}")
             self.logger.message(f"networks: {save_location or 'not saved'}   learning curve: {picture}")
         return picture

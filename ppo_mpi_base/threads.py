@@ -11,22 +11,26 @@ import torch
 from ppo_mpi_base.mpi import Communicator, own_cores
 
 DECIDED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORTHWHILE_PARAMETERS = 200_000
+"""Below, an operation takes less time than other threads to come and go, and beside other jobs they spin in vain."""
 _AT_IMPORT = torch.get_num_threads()
 
 
-def default_threads(ranks: Communicator) -> int | None:
-    """Return how many threads this rank should compute with: its share of the host's cores, at least 1.
+def default_threads(ranks: Communicator, parameters: int) -> int | None:
+    """Return how many threads this rank should compute with: its share of the host's cores, 1 for small networks.
 
     None where the user decided, by one of the variables `DECIDED_BY` or by `torch.set_num_threads`.
     """
     if any(name in os.environ for name in DECIDED_BY) or torch.get_num_threads() != _AT_IMPORT:
         return None
+    if parameters < WORTHWHILE_PARAMETERS:
+        return 1
     share = ranks.local_cores // ranks.local_size
     return max(1, min(share, len(own_cores())))  # a rank that is bound to few cores cannot use its share
 
 
-def share_cores(ranks: Communicator) -> None:
+def share_cores(ranks: Communicator, parameters: int) -> None:
     """Let torch, OpenMP and BLAS use no more threads than `default_threads` says; else ranks slow each other down."""
-    if (threads := default_threads(ranks)) is not None:
+    if (threads := default_threads(ranks, parameters)) is not None:
         torch.set_num_threads(threads)
         threadpoolctl.threadpool_limits(threads)

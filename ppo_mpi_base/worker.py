@@ -17,9 +17,8 @@ from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import Gradients, LossFunction, Objective
+from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
 from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
@@ -39,8 +38,6 @@ SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
 """Iterations between two comparisons of the parameters over ranks."""
-MOST_STATISTICS = 32
-"""Statistics, losses among them, that travel with each gradient."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ class Worker:
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
+        share_cores(ranks, len(self.flat.data))
         self.reports = together(ranks, lambda: Reports(config, ranks))
         self.compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, self.compiler)
@@ -271,24 +269,9 @@ class Worker:
         samples = sum(len(batch.advantages) for batch in update)
         self._per_sample = 1 / (samples * self.ranks.size)
         if not self.statistic_names:
-            self.statistic_names = builders.checked_together(self.ranks, lambda: self._names_of_statistics(update[0]))
-
-    def _names_of_statistics(self, batch: Batch) -> list[str]:
-        """Evaluate the losses once, to learn what their statistics are called and that they can be used."""
-        with torch.no_grad():
-            losses, statistics = self.objective.terms(batch, self.coefficients)
-        for name, value in {**losses, **statistics}.items():
-            if value.shape != ():
-                raise ConfigurationError(f"loss_fn: {name!r} must be a scalar, but has shape {tuple(value.shape)}")
-        if len(statistics) > MOST_STATISTICS:
-            raise ConfigurationError(
-                f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit"
+            self.statistic_names = builders.checked_together(
+                self.ranks, lambda: checked_statistics(self.objective, update[0], self.coefficients, self.config)
             )
-        if self.config.target_kl > 0 and "kl" not in statistics:
-            raise ConfigurationError(
-                f"target_kl={self.config.target_kl} needs a loss_fn that returns the statistic 'kl'"
-            )
-        return list(statistics)
 
     def backward(self, minibatch: Batch) -> None:
         """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
@@ -401,15 +384,17 @@ class Worker:
 def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
     ranks = world()
-    with fail_together(ranks), ranks.watched(config.stall_seconds):
-        share_cores(ranks)
-        with Interruption(config.max_seconds, config.stop_deadline) as interruption:
-            worker = Worker(config, ranks, loss_fn, interruption)
-            try:
-                yield worker
-            finally:
-                worker.environments.close()
-                worker.reports.close()
+    with (
+        fail_together(ranks),
+        ranks.watched(config.stall_seconds),
+        Interruption(config.max_seconds, config.stop_deadline) as interruption,
+    ):
+        worker = Worker(config, ranks, loss_fn, interruption)
+        try:
+            yield worker
+        finally:
+            worker.environments.close()
+            worker.reports.close()
     if worker.interrupted:
         worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
         raise SystemExit(REQUEUE)

@@ -116,12 +116,14 @@ def half(directory: Path, task: str = "CartPole", **changed: Any) -> None:
 
 def test_a_finished_run_is_over_and_without_resume_another_begins(tmp_path):
     train(tmp_path)
-    before = newest(tmp_path).read_bytes()
+    before, networks = newest(tmp_path).read_bytes(), (tmp_path / "saved" / "best.safetensors").read_bytes()
     assert train(tmp_path).total_steps == WHOLE * STEPS
     assert newest(tmp_path).read_bytes() == before
     watch = Watch()
-    train(tmp_path, resume=False, hooks=[watch])
+    train(tmp_path, resume=False, hooks=[watch], seed=1)
     assert len(watch.states) == WHOLE
+    assert (tmp_path / "saved" / "best.1.safetensors").read_bytes() == networks
+    assert (tmp_path / "saved" / "best.safetensors").read_bytes() != networks
     assert len(list((tmp_path / "saved" / "checkpoints").glob("*.json"))) == package.KEPT
     assert max((tmp_path / "saved" / "checkpoints.1").glob("*.json")).read_bytes() == before
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ppo_mpi_base.compilation import Compiler, Eager, choose_compiler
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import Gradients, Objective
+from ppo_mpi_base.gradients import Gradients, Objective, checked_statistics
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
@@ -283,6 +284,25 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
     torch.testing.assert_close(flat.message, twin_flat.message)
     assert len(told) == 1 and told[0].startswith("compile: the losses run uncompiled (") and "\n" not in told[0]
     assert flat.attached()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "told"),
+    [
+        (lambda a, b, c: a.value(b.observations).mean(), r"two dicts of scalar tensors, .*, not Tensor"),
+        (lambda a, b, c: ({"l2": c["l2"]}, {}), r"loss_fn reads 'l2', .* coefficients are clip_ratio, .* loss_coeff"),
+        (lambda a, b, c: ({"value": a.value(b.observations)}, {}), r"'value_loss' must be a scalar .* shape \(16,\)"),
+        (lambda a, b, c: ({"value": 1.0}, {}), r"'value_loss' must be a scalar tensor, but has type float"),
+        (lambda a, b, c: ({"value": a.value(b.observations).mean()}, {}), r"target_kl=0.1 needs .* 'kl'"),
+    ],
+    ids=["one scalar", "unknown coefficient", "not a scalar", "not a tensor", "no kl"],
+)
+def test_a_loss_function_that_cannot_be_used_is_told_before_anything_is_learned(loss_fn: Any, told: str) -> None:
+    objective, _ = parts(mlp, BOX, Discrete(2), loss_fn)
+    (batch,) = batches_of(BOX, Discrete(2), 1)
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, target_kl=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=told):
+        checked_statistics(objective, batch, coefficients(), config)
 
 
 def chosen(**keywords: Any) -> tuple[Eager, list[str]]:

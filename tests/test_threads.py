@@ -19,17 +19,19 @@ from ppo_mpi_base.threads import default_threads, share_cores
 
 CHANGE
 ranks = world()
-share = default_threads(ranks)
-share_cores(ranks)
+parameters = PARAMETERS
+share = default_threads(ranks, parameters)
+share_cores(ranks, parameters)
 pools = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
 print(f"{share} {torch.get_num_threads()} {max(pools)}\\n", end="")
 """
+LARGE = 1_000_000
 CORES = len(os.sched_getaffinity(0))
 
 
-def shown(change: str = "", **variables: str) -> str:
+def shown(change: str = "", parameters: int = LARGE, **variables: str) -> str:
     kept = {name: value for name, value in environment().items() if name not in DECIDED_BY}
-    command = [sys.executable, "-c", SHOW.replace("CHANGE", change)]
+    command = [sys.executable, "-c", SHOW.replace("CHANGE", change).replace("PARAMETERS", str(parameters))]
     done = subprocess.run(command, cwd=ROOT, env={**kept, **variables}, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -38,6 +40,10 @@ def test_one_rank_takes_the_cores_that_it_may_use() -> None:
     assert shown() == f"{CORES} {CORES} {CORES}"
     assert shown("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})") == "1 1 1"
     assert shown("import ppo_mpi_base.mpi as m; m.world().local_size = 1000") == "1 1 1"
+
+
+def test_small_networks_take_one_thread() -> None:
+    assert shown(parameters=10_000) == "1 1 1"
 
 
 @pytest.mark.parametrize("name", DECIDED_BY)
@@ -51,7 +57,7 @@ def test_a_call_of_the_users_wins() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_the_cores(ranks: int) -> None:
-    done = launch(SHOW.replace("CHANGE", ""), ranks)
+    done = launch(SHOW.replace("CHANGE", "").replace("PARAMETERS", str(LARGE)), ranks)
     assert done.code == 0, done.stderr
     share = max(1, CORES // ranks)
     assert done.stdout.splitlines() == [f"{share} {share} {share}"] * ranks

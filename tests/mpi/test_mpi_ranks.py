@@ -29,7 +29,7 @@ assert size == int(sys.argv[1]) and communicator.is_root == (rank == 0) and worl
 assert (communicator.local_rank, communicator.local_size) == (rank, size)
 cores = os.sched_getaffinity(0)
 assert communicator.local_cores == len(cores)
-assert default_threads(communicator) == max(1, len(cores) // size)
+assert default_threads(communicator, 10**6) == max(1, len(cores) // size)
 
 
 def data(dtype, of):  # every rank can make every rank's array
