@@ -24,13 +24,13 @@ def mujoco(ranks: int) -> dict[str, Any]:
 
 
 def mujoco_paper(ranks: int) -> dict[str, Any]:
-    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs.
+    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs; for 128x128 networks.
 
     Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 3; with the details of Engstrom et al. (2020),
     arxiv.org/abs/2005.12729: normalization, annealing, orthogonal initialization and gradient clipping.
     """
     return {
-        **_shared_out(ranks, environments=32, length=64, minibatch=64),
+        **_shared_out(ranks, environments=16, length=128, minibatch=64),
         **_CONTINUOUS_CONTROL,
         "train_pi_epochs": 10,
         "train_v_epochs": 10,

@@ -44,7 +44,7 @@ class Setting:
 
 
 SETTINGS = {
-    "paper": Setting.of(presets.mujoco_paper(RANKS)),
+    "paper": Setting(environments=16, length=64, minibatch=32, epochs=10),
     "throughput": Setting.of(presets.mujoco(RANKS)),
     "large": Setting(environments=32, length=128, minibatch=512, epochs=2),
 }

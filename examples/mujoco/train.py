@@ -14,7 +14,7 @@ from ppo_mpi_base.ppo import PPO
 # MuJoCo 4 warns of an attribute in Gymnasium's own models, once for each environment.
 mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else print(message))
 
-SETTINGS = {"fast": presets.mujoco, "paper": presets.mujoco_paper}
+SETTINGS = {"fast": (presets.mujoco, 64), "paper": (presets.mujoco_paper, 128)}  # with the width of the networks
 
 
 def env_fn(env_id: str) -> gymnasium.Env:
@@ -30,14 +30,17 @@ if __name__ == "__main__":
     parser.add_argument("--directory", default="runs/mujoco")
     arguments = parser.parse_args()
 
+    preset, width = SETTINGS[arguments.setting]
     PPO(
         total_steps=arguments.total_steps,
         env_fn=env_fn,
         env_kwargs={"env_id": arguments.env_id},
         network_fn=mlp,
         value_network_fn=mlp,
+        policy_kwargs={"hidden": (width, width)},
+        critic_kwargs={"hidden": (width, width)},
         seed=arguments.seed,
         log_directory=f"{arguments.directory}/logs",
         save_location=f"{arguments.directory}/saved_model",
-        **SETTINGS[arguments.setting](world().size),
+        **preset(world().size),
     )
