@@ -24,7 +24,7 @@ def mujoco(ranks: int) -> dict[str, Any]:
 
 
 def mujoco_paper(ranks: int) -> dict[str, Any]:
-    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs; for 128x128 networks.
+    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs; networks of 128x128.
 
     Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 3; with the details of Engstrom et al. (2020),
     arxiv.org/abs/2005.12729: normalization, annealing, orthogonal initialization and gradient clipping.
