@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Presets: all ranks together have the same environments, rollouts and minibatches, however many they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo_mpi_base import presets
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.networks import mlp
+
+PRESETS = [(presets.mujoco, 32, 4096, 256), (presets.mujoco_paper, 16, 2048, 64)]
+
+
+@pytest.mark.parametrize(("preset", "environments", "samples", "minibatch"), PRESETS)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+def test_a_preset_is_shared_out(
+    preset: Callable[[int], dict[str, Any]], environments: int, samples: int, minibatch: int, ranks: int
+) -> None:
+    own = preset(ranks)
+    assert own["num_environments"] * ranks == environments
+    assert own["num_environments"] * own["rollout_length_per_worker"] * ranks == samples
+    assert own["train_batch_size"] * ranks == minibatch
+
+
+@given(st.integers(1, 5000))
+def test_a_preset_is_valid_on_any_number_of_ranks(ranks: int) -> None:
+    for preset, *_ in PRESETS:
+        Config(total_steps=1, env_fn=mlp, network_fn=mlp, **preset(ranks))  # type: ignore[arg-type]
