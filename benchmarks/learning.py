@@ -31,13 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "learning"
 MUJOCO = {"HalfCheetah-v5": 1800.0, "Hopper-v5": 2250.0, "Walker2d-v5": 3000.0}  # task -> score to reach
 CARTPOLE = "CartPole-v1"
-SETTINGS = ("fast", "paper")  # of the MuJoCo example
-# What counts first: two settings are compared only once both have as many seeds.
+# Of the MuJoCo example. "paper_64" is "paper" with the networks of "fast": two settings of the same problem.
+SETTINGS = {"fast": "--setting fast", "paper": "--setting paper", "paper_64": "--setting paper --width 64"}
 RUNS = (
     [(CARTPOLE, "", seed) for seed in range(5)]
     + [(task, "fast", seed) for seed in range(3) for task in MUJOCO]
-    + [(task, setting, seed) for seed in range(5) for setting in SETTINGS for task in MUJOCO]
+    + [(task, "paper", seed) for seed in range(3) for task in MUJOCO]
+    + [(task, setting, seed) for seed in range(5) for setting in ("fast", "paper_64") for task in MUJOCO]
 )
+
+STYLES = (("", "#0072B2", "-"), ("fast", "#0072B2", "-"), ("paper", "#E69F00", "--"), ("paper_64", "#009E73", ":"))
 
 
 def place(task: str, setting: str, seed: int) -> Path:
@@ -52,7 +55,7 @@ def train(task: str, setting: str, seed: int) -> None:
         return
     kept.parent.mkdir(parents=True, exist_ok=True)
     example = "classic_control" if task == CARTPOLE else "mujoco"
-    arguments = ["--seed", str(seed)] + ([] if task == CARTPOLE else ["--env-id", task, "--setting", setting])
+    arguments = ["--seed", str(seed)] + ([] if task == CARTPOLE else ["--env-id", task, *SETTINGS[setting].split()])
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
@@ -109,8 +112,8 @@ def tabulate() -> None:
                 reach, listed = f"{MUJOCO.get(task, 475.0):.0f}", " ".join(f"{x:.0f}" for x in found)
                 rows.append([task, setting, f"{np.mean(found):.0f}", f"{np.std(found):.0f}", reach, listed])
         if task in MUJOCO and min(len(scores(task, setting)) for setting in SETTINGS) > 1:
-            low, high = difference(scores(task, "fast"), scores(task, "paper"))
-            print(f"{task}: fast - paper, 95% interval: {low:.0f} to {high:.0f}")
+            low, high = difference(scores(task, "fast"), scores(task, "paper_64"))
+            print(f"{task}: fast - paper_64, 95% interval: {low:.0f} to {high:.0f}")
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["task", "setting", "mean", "std", "to_reach", "seeds"], *rows])
@@ -124,7 +127,7 @@ def draw() -> None:
     tasks = [CARTPOLE, *MUJOCO]
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.6), layout="constrained")
     for axis, task in zip(axes, tasks, strict=True):
-        for setting, color, style in (("", "#0072B2", "-"), ("fast", "#0072B2", "-"), ("paper", "#E69F00", "--")):
+        for setting, color, style in STYLES:
             for number, path in enumerate(sorted(place(task, setting, 0).parent.glob("seed*.csv"))):
                 steps, returns = curve(path)
                 label = setting if number == 0 and setting else None

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo_mpi_base.compilation import Eager, InPlace
-
 
 class FlatParameters:
     """Make every parameter a view into one contiguous tensor, and every gradient a view into another.
@@ -105,6 +103,13 @@ class FlatParameters:
         gradient = self._host_gradients[name]
         return math.sqrt(np.dot(gradient, gradient))
 
+    def scale_(self, name: str, factor: float) -> None:
+        """Multiply one slice's gradient by a number, in place."""
+        if self._on_host:
+            self._host_gradients[name] *= factor  # by NumPy: a third of the time
+        else:
+            self.gradient[self.slices[name]].mul_(factor)
+
 
 def clip_scale(norm: float, limit: float | None) -> float:
     """Return what a gradient of some norm must be multiplied by so that its norm is at most `limit`; None: no limit."""
@@ -117,23 +122,18 @@ class Adam:
     Each slice counts its own steps, because policy and value function may take different numbers of them.
     """
 
-    def __init__(
-        self,
-        flat: FlatParameters,
-        epsilon: float = 1e-8,
-        betas: tuple[float, float] = (0.9, 0.999),
-        compiler: Eager | None = None,
-    ) -> None:
+    def __init__(self, flat: FlatParameters, epsilon: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.flat, self.epsilon, self.betas = flat, epsilon, betas
         self.first_moment = torch.zeros_like(flat.data)
         self.second_moment = torch.zeros_like(flat.data)
         self.steps = np.zeros(len(flat.slices), np.int64)
-        # Of each slice, what `_move` works on; and for each set of slices, the function that moves them together.
-        whole = (flat.data, self.first_moment, self.second_moment, flat.gradient)
-        self._parts = {name: [tensor[part] for tensor in whole] for name, part in flat.slices.items()}
-        self._compiler = compiler or Eager()
-        self._moves: dict[tuple[str, ...], tuple[InPlace, Tensor]] = {}
-        self._index = {name: k for k, name in enumerate(flat.slices)}
+        whole = (flat.data, flat.gradient, self.first_moment, self.second_moment)
+        counts = torch.zeros(len(flat.slices), device=flat.data.device)
+        # Of each slice: its place in `steps`, that number as the kernel wants it, and its part of each tensor.
+        self._parts = {
+            name: (k, counts[k], [tensor[part] for tensor in whole])
+            for k, (name, part) in enumerate(flat.slices.items())
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that hold everything; writing into them restores it."""
@@ -142,48 +142,31 @@ class Adam:
 
     @torch.no_grad()
     def step(self, learning_rates: dict[str, float], scales: dict[str, float] | None = None) -> None:
-        """Move parameters by their gradients, which are left as they are.
+        """Move parameters by their gradients.
 
         Args:
             learning_rates: by slice; slices that are not among them rest.
-            scales: what to multiply a slice's gradient by first; see `clip_scale`. None: by 1.
+            scales: what to multiply a slice's gradient by first, in place; see `clip_scale`. None: by 1.
         """
-        names = tuple(learning_rates)
-        if not names:
-            return
-        if names not in self._moves:
-            self._moves[names] = self._compiler(_move(self.betas), "Adam runs"), self.flat.data.new_empty(len(names), 3)
-        numbers, parts = [], []
         for name, rate in learning_rates.items():
-            self.steps[self._index[name]] += 1
-            count = int(self.steps[self._index[name]])
-            # Algorithm 1 with both bias corrections moved into the step size and epsilon, as its section 2 proposes.
-            correction = math.sqrt(1 - self.betas[1] ** count)
-            step_size = rate * correction / (1 - self.betas[0] ** count)
-            numbers.append((scales[name] if scales else 1.0, step_size, self.epsilon * correction))
-            parts += self._parts[name]
-        move, given = self._moves[names]
-        if given.device.type == "cpu":
-            given.numpy()[:] = numbers  # ten times as fast as torch.tensor(numbers)
-        else:
-            given.copy_(torch.tensor(numbers))
-        move(*parts, given)
-
-
-def _move(betas: tuple[float, float]) -> InPlace:
-    """Return Adam's step on some slices.
-
-    It takes, for each slice, parameters, first and second moment and gradient, (n,) each; and last, (slices, 3), the
-    scale of the gradient, the step size and epsilon of each.
-    """
-    beta1, beta2 = betas
-
-    def move(*tensors: Tensor) -> None:
-        for k, (scale, step_size, epsilon) in enumerate(tensors[-1]):
-            data, first, second, gradient = tensors[4 * k : 4 * k + 4]
-            scaled = gradient * scale
-            first.lerp_(scaled, 1 - beta1)
-            second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
-            data.sub_(step_size * first / (second.sqrt() + epsilon))
-
-    return move
+            k, count, (data, gradient, first, second) = self._parts[name]
+            self.steps[k] += 1
+            count.fill_(int(self.steps[k]))
+            if scales and scales[name] != 1.0:
+                self.flat.scale_(name, scales[name])
+            # One call into the kernel of torch.optim.Adam(fused=True), whose Python around it costs more than the kernel.
+            torch._fused_adam_(
+                [data],
+                [gradient],
+                [first],
+                [second],
+                [],
+                [count],
+                lr=rate,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=0.0,
+                eps=self.epsilon,
+                amsgrad=False,
+                maximize=False,
+            )

@@ -28,11 +28,11 @@ class Batch(NamedTuple):
 
     def split(self, size: int) -> list[Batch]:
         """Return batches of `size` samples each, the last one of what is left; they share this one's memory."""
-        columns = [x.split(size) for x in self[:-1]]
+        columns = zip(*(x.split(size) for x in self[:-1]), strict=True)
         extras = {name: x.split(size) for name, x in self.extras.items()}
         return [
-            Batch(*(column[k] for column in columns), {name: x[k] for name, x in extras.items()})  # type: ignore[call-arg]
-            for k in range(len(columns[0]))
+            Batch(*column, {name: x[k] for name, x in extras.items()})  # type: ignore[call-arg]
+            for k, column in enumerate(columns)
         ]
 
 

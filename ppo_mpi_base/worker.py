@@ -87,7 +87,7 @@ class Worker:
         self.reports = together(ranks, lambda: Reports(config, ranks))
         self.compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, self.compiler)
-        self.optimizer = Adam(self.flat, config.adam_epsilon, compiler=self.compiler)
+        self.optimizer = Adam(self.flat, config.adam_epsilon)
 
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)

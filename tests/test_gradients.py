@@ -123,7 +123,7 @@ def test_compiled_equals_eager_after_20_updates(
     for compiler in (Eager(), Compiler(told.append)):
         objective, flat = parts(network_fn, observations, actions)
         gradients = Gradients(objective, flat, compiler)
-        adam, statistics = Adam(flat, compiler=compiler), []
+        adam, statistics = Adam(flat), []
         for k, batch in enumerate(batches):
             if k % 5 == 0:
                 compiler.check_again()

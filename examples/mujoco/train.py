@@ -26,11 +26,13 @@ if __name__ == "__main__":
     parser.add_argument("--env-id", default="HalfCheetah-v5")
     parser.add_argument("--total-steps", type=float, default=1e6)
     parser.add_argument("--setting", choices=SETTINGS, default="fast", help="fast, or the paper's")
+    parser.add_argument("--width", type=int, help="units of each of the two hidden layers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", default="runs/mujoco")
     arguments = parser.parse_args()
 
-    preset, width = SETTINGS[arguments.setting]
+    preset, usual_width = SETTINGS[arguments.setting]
+    width = arguments.width or usual_width
     PPO(
         total_steps=arguments.total_steps,
         env_fn=env_fn,
