@@ -154,7 +154,7 @@ class Adam:
             count.fill_(int(self.steps[k]))
             if scales and scales[name] != 1.0:
                 self.flat.scale_(name, scales[name])
-            # The kernel of torch.optim.Adam(fused=True), without the Python around it, which costs several times as much.
+            # The kernel of torch.optim.Adam(fused=True), without the Python around it, which costs several times more.
             torch._fused_adam_(
                 [data],
                 [gradient],
