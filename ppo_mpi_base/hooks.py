@@ -40,6 +40,9 @@ class Hooks:
         which are this rank's clock, is equal on all ranks.
         """
 
+    def on_end(self, worker: Worker) -> None:
+        """Run once, after the last iteration, also of a run that was interrupted: close what you opened."""
+
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that hold what this hook learns, by name: checkpoints save and fill them."""
         return {}

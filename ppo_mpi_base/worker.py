@@ -373,6 +373,8 @@ class Worker:
 
     def result(self) -> Result:
         """Close what the run opened, and return how it went. Collective: call on all ranks."""
+        for hook in self.config.hooks:
+            hook.on_end(self)
         curve = self.reports.finish(self.config.save_location)
         reports = self.reports
         return Result(

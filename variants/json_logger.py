@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""A logger of one's own: each row of a run's numbers as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.worker import Worker
+
+
+class JsonLogger(Hooks):
+    """Append the rows to a file: `PPO(hooks=[JsonLogger("rows.jsonl")])`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Write a row, on rank 0."""
+        if worker.ranks.is_root:
+            with self.path.open("a") as file:
+                file.write(json.dumps(statistics) + "\n")
