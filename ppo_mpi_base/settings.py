@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""The settings of a run from the command line: flags and their help from `config.Config`, defaults from the task."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import types
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from ppo_mpi_base import run_file, tasks
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
+
+ENV_ID = "A Gymnasium id, whose tuned settings are the defaults here; or a run's file, such as runs/.../run.toml."
+OWN: dict[str, tuple[Any, Any, str]] = {
+    "hidden": (tuple[int, ...], (64, 64), "Units of each hidden layer of the policy's and the value's tanh network."),
+    "directory": (str | None, None, "Where the run's logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
+}
+"""What a run from the command line has beside the keywords of `PPO()`: name -> type, default, help."""
+ELSEWHERE = {"policy_kwargs", "critic_kwargs", "loss_coefficients", "log_directory", "save_location"}
+"""Keywords of `PPO()` that no flag has: other settings decide them, or they go with a function of the user's."""
+
+
+def for_run(env_id_or_file: str, ranks: int) -> dict[str, Any]:
+    """Return the settings with which a run begins, unless flags say otherwise.
+
+    Args:
+        env_id_or_file: a Gymnasium id, whose tuned settings these are; or a TOML file, whose keys are names of flags
+            and `env_id`, on top of the tuned ones.
+        ranks: R, among which a tuned setting's environments and minibatches are shared out.
+
+    Raises:
+        ConfigurationError: there is no such environment or file, or the file has a key that is no setting.
+    """
+    given: dict[str, Any] = {"env_id": env_id_or_file}
+    if env_id_or_file.endswith(".toml"):
+        given = run_file.read(Path(env_id_or_file))
+        if "env_id" not in given:
+            raise ConfigurationError(f'{env_id_or_file} has no env_id, such as env_id = "CartPole-v1"')
+    usual = {name: default for name, (_, default, _) in OWN.items()}
+    usual |= {name: item.default for name, item in _keywords().items()}
+    if unknown := given.keys() - usual.keys() - {"env_id"}:
+        raise ConfigurationError(
+            f"{env_id_or_file}: unknown setting {min(unknown)!r}; `ppo-mpi train --help` lists all, with _ for -"
+        )
+    return {**usual, **tasks.settings(given["env_id"], ranks), **given}
+
+
+def flags(defaults: dict[str, Any]) -> type:
+    """Return a dataclass, for `tyro`, of all settings that a command line can say, with these defaults."""
+    positional = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV_ID|FILE.toml", help=ENV_ID)]
+    settings = [(name, kind, text) for name, (kind, _, text) in OWN.items()]
+    settings += [(name, item.kind, item.text) for name, item in _keywords().items()]
+    return dataclasses.make_dataclass(
+        "Settings",
+        [
+            ("env_id", positional),
+            *(
+                (name, Annotated[kind, tyro.conf.arg(help=text)], _field(defaults[name]))
+                for name, kind, text in settings
+            ),
+        ],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keyword:
+    """A field of `Config` on the command line: its type for `tyro`, its default and its help."""
+
+    kind: Any
+    default: Any
+    text: str
+
+
+@cache
+def _keywords() -> dict[str, _Keyword]:
+    """Return the keywords of `PPO()` that a command line can say: numbers, words and tables of them."""
+    hints, texts = typing.get_type_hints(Config, include_extras=True), _docstrings()
+    kinds = {name: _kind(hint) for name, hint in hints.items() if name not in ELSEWHERE}
+    return {
+        item.name: _Keyword(kinds[item.name], _default(item), texts[item.name])
+        for item in dataclasses.fields(Config)
+        if kinds.get(item.name) is not None
+    }
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return None if item.default is dataclasses.MISSING else item.default
+
+
+def _docstrings() -> dict[str, str]:
+    """Return what stands below each field of `Config`, by name."""
+    definition = ast.parse(inspect.getsource(Config)).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _kind(hint: Any) -> Any:
+    """Return the type by which `tyro` parses an annotation of `Config`, without its range; None for a function."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, Union):
+        kinds = [part if part is type(None) else _kind(part) for part in parts]
+        kinds = [kind for kind in kinds if kind is not None]
+        return None if kinds == [type(None)] else Union[tuple(kinds)]  # noqa: UP007 (made at run time)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if hint is int:
+        return Annotated[int, _WHOLE]
+    if origin is dict:
+        return Annotated[dict, _TABLE]
+    return hint if hint in (float, bool, str) or origin is Literal else None
+
+
+def _whole(words: list[str]) -> int:
+    number = float(words[0])
+    if not number.is_integer():
+        raise ValueError(f"{words[0]} is not a whole number")
+    return int(number)
+
+
+def _table(words: list[str]) -> dict[str, Any]:
+    table = json.loads(words[0])
+    if not isinstance(table, dict):
+        raise ValueError(f"{words[0]} is no JSON object")
+    return table
+
+
+_WHOLE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="INT",
+    instance_from_str=_whole,  # takes 1e6 too
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+_TABLE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=_table,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+
+
+def _field(default: Any) -> Any:
+    value = tuple(default) if isinstance(default, list) else default  # TOML has no tuples
+    return dataclasses.field(default_factory=lambda: value)

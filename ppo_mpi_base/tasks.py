@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""What is known of a Gymnasium id: how to build the environment, and which networks and settings learn it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import FlattenObservation
+
+from ppo_mpi_base import presets
+from ppo_mpi_base.errors import ConfigurationError
+
+
+def specification(env_id: str) -> EnvSpec:
+    """Return what is registered under an id, such as "Hopper-v5", "ALE/Pong-v5" or "module:Name-v0".
+
+    Raises:
+        ConfigurationError: nothing is; the message is Gymnasium's, which names what is near.
+    """
+    with contextlib.suppress(ImportError):  # registers its games; without it, the message below says so
+        import ale_py  # noqa: F401
+    try:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            __import__(module)
+        return gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise _unfit(env_id, error) from error
+
+
+def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    """Build the environment of an id; observations that are no vector of numbers are flattened into one.
+
+    Raises:
+        ConfigurationError: it is not known, needs a package that is not there, or does not take the keywords.
+    """
+    if _package(env_id) == "gymnasium.envs.mujoco":
+        _silence_mujoco()
+    try:
+        made = gymnasium.make(specification(env_id), **kwargs)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        raise _unfit(env_id, error) from error
+    space = made.observation_space
+    plain = isinstance(space, Discrete) or (isinstance(space, Box) and len(space.shape) == 1)
+    return made if plain else FlattenObservation(made)
+
+
+def settings(env_id: str, ranks: int) -> dict[str, Any]:
+    """Return the keywords of `PPO()` that learn an environment on so many ranks, `total_steps` among them."""
+    package = _package(env_id)
+    if package == "gymnasium.envs.classic_control":
+        return {"total_steps": 100_000, **presets.classic_control(env_id, ranks)}
+    made = environment(env_id)
+    preset = presets.mujoco if isinstance(made.action_space, Box) else presets.discrete
+    made.close()
+    return {"total_steps": 1_000_000, **preset(ranks)}
+
+
+def _package(env_id: str) -> str:
+    """Return the package that an environment's class is in, such as "gymnasium.envs.mujoco"."""
+    entry_point = specification(env_id).entry_point
+    where = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return ".".join(where.split(":")[0].split(".")[:3])
+
+
+def _silence_mujoco() -> None:
+    """Leave out MuJoCo 4's warning of an attribute in Gymnasium's own models, which comes once for each environment."""
+    with contextlib.suppress(ImportError):
+        import mujoco
+
+        mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else print(message))
+
+
+def _unfit(env_id: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"env_id={env_id!r}: {' '.join(str(error).split())}")

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Settings from the command line and from files: the keywords of PPO() with their help, defaults of the task."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from ppo_mpi_base import presets, run_file, settings, tasks
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.networks import mlp
+
+
+def parsed(env_id: str, *words: str) -> dict[str, Any]:
+    chosen = tyro.cli(settings.flags(settings.for_run(env_id, 2)), args=[env_id, *words])
+    return dataclasses.asdict(chosen)
+
+
+def test_each_keyword_that_is_no_function_has_a_flag_with_its_own_help(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(settings.flags(settings.for_run("CartPole-v1", 1)), args=["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    functions = {"env_fn", "network_fn", "value_network_fn", "make_vec_env_fn", "loss_fn", "advantage_fn", "hooks"}
+    functions |= {"external_update_callback", "rollout_interception_callback", "state_processing_hook"}
+    for item in dataclasses.fields(Config):
+        flag = f"--{item.name.replace('_', '-')} "
+        without = {*functions, "obs_space_override", *settings.ELSEWHERE}
+        assert (flag in shown.replace(",", " ")) == (item.name not in without), item.name
+    assert "Weight of the entropy bonus. Usual: 0 for MuJoCo, 0.01 for Atari. (default: 0.0)" in shown
+
+
+def test_defaults_are_the_tasks_and_flags_win() -> None:
+    chosen = parsed("CartPole-v1", "--pi-lr", "0.5", "--total-steps", "1e3", "--pi-grad-clip", "None")
+    usual = {"total_steps": 1000, **presets.classic_control("CartPole-v1", 2), "pi_lr": 0.5, "pi_grad_clip": None}
+    assert {name: chosen[name] for name in usual} == usual
+    others = {item.name: item.default for item in dataclasses.fields(Config) if item.name in chosen.keys() - usual.keys()}
+    assert {name: chosen[name] for name in others if name != "env_kwargs"} == {
+        name: default for name, default in others.items() if name != "env_kwargs"
+    }
+    assert parsed("Hopper-v5")["num_environments"] == presets.mujoco(2)["num_environments"]
+
+
+def test_words_become_what_the_keywords_want() -> None:
+    chosen = parsed("CartPole-v1", "--env-kwargs", '{"a": [1]}', "--compile", "False", "--hidden", "8", "4", "--anneal-lr")
+    assert chosen["env_kwargs"] == {"a": [1]} and chosen["compile"] is False and chosen["hidden"] == (8, 4)
+    assert chosen["anneal_lr"] is True and parsed("CartPole-v1", "--no-anneal-lr")["anneal_lr"] is False
+    with pytest.raises(SystemExit):
+        parsed("CartPole-v1", "--total-steps", "1.5")
+
+
+def test_a_file_gives_back_every_setting(tmp_path: Path) -> None:
+    chosen = parsed("Hopper-v5", "--pi-grad-clip", "None", "--env-kwargs", '{"x": {"y": 1.5}}', "--resume", "auto")
+    run_file.write(tmp_path / "run.toml", chosen, ranks=2)
+    again = settings.for_run(str(tmp_path / "run.toml"), 2)
+    read = tyro.cli(settings.flags(again), args=[str(tmp_path / "run.toml")])
+    assert {**dataclasses.asdict(read), "env_id": again["env_id"]} == chosen
+    facts = tomllib.loads((tmp_path / "run.toml").read_text())["facts"]
+    assert facts["ranks"] == 2 and len(facts["commit"].rstrip("+")) in (0, 40) and facts["host"]["cores"] >= 1
+    assert facts["versions"].keys() >= {"python", "torch", "numpy", "gymnasium"} and facts["command"]
+
+
+def test_a_file_by_hand_is_on_top_of_the_tasks_settings(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('env_id = "CartPole-v1"\nlam = 0.5\n')
+    assert settings.for_run(str(path), 1) == {**settings.for_run("CartPole-v1", 1), "lam": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lam = 0.5", "has no env_id"),
+        ('env_id = "CartPole-v1"\nlamda = 0.5', "unknown setting 'lamda'"),
+        ("env_id = ", "is no TOML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        settings.for_run(str(path), 1)
+
+
+@pytest.mark.parametrize("env_id", ["CartPol-v1", "CartPole-v99", "no_such_module:X-v0", "ALE/Pung-v5"])
+def test_an_unknown_environment_is_one_clear_line(env_id: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"env_id='{env_id}'") as raised:
+        tasks.environment(env_id)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Taxi-v4"])
+def test_any_registered_environment_gets_valid_settings(env_id: str) -> None:
+    for ranks in (1, 2, 3):
+        Config(env_fn=mlp, network_fn=mlp, **tasks.settings(env_id, ranks))  # type: ignore[arg-type]
+
+
+def test_observations_become_vectors() -> None:
+    made = tasks.environment("Blackjack-v1")  # a tuple of three numbers
+    assert made.observation_space.shape == (32 + 11 + 2,)
+    with pytest.raises(ConfigurationError, match="env_id='CartPole-v1'"):
+        tasks.environment("CartPole-v1", no_such_keyword=1)
