@@ -32,7 +32,12 @@ class Objective(nn.Module):
 
     def terms(self, batch: Batch, coefficients: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the named losses, after all hooks, and the statistics with the losses among them."""
-        losses, statistics = self.loss_fn(self.actor_critic, batch, coefficients)
+        return self.complete(batch, *self.loss_fn(self.actor_critic, batch, coefficients))
+
+    def complete(
+        self, batch: Batch, losses: dict[str, Tensor], statistics: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what the loss function gave as it is after all hooks, with the losses among the statistics."""
         for hook in self.hooks:
             losses = hook.on_losses(self.actor_critic, batch, losses)
         return losses, {**{f"{name}_loss": loss for name, loss in losses.items()}, **statistics}
@@ -56,17 +61,18 @@ def checked_statistics(
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
         except KeyError as error:
-            if error.args[0] in coefficients or error.args[0] in batch.extras:
+            missing = error.args[0] if error.args else None
+            if missing in coefficients or missing in batch.extras:
                 raise
             raise ConfigurationError(
-                f"loss_fn reads {error.args[0]!r}, which is not there: coefficients are {', '.join(coefficients)} and "
-                f"those of loss_coefficients={{{error.args[0]!r}: ...}}; extras are what hooks add to rollout.extras"
+                f"loss_fn reads {missing!r}, which is not there: coefficients are {', '.join(coefficients)} and "
+                f"those of loss_coefficients={{{missing!r}: ...}}; extras are what hooks add to rollout.extras"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):
             raise ConfigurationError(
                 f"loss_fn must return two dicts of scalar tensors, (losses, statistics), not {type(returned).__name__}"
             )
-        statistics = objective.terms(batch, coefficients)[1]
+        statistics = objective.complete(batch, *returned)[1]
     for name, value in statistics.items():
         if not isinstance(value, Tensor) or value.shape != ():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
