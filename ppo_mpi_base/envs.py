@@ -56,8 +56,9 @@ class Environments:
     arrays, but not under SAME_STEP, where Gymnasium itself resets them before it hands out the last observation.
 
     Statistics count raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r", "l"}`, as
-    Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on: an Atari wrapper may end an
-    episode for training at each lost life, and yet report whole games.
+    Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on, or from the start where the
+    info of its reset has `"reports_episodes"`: an Atari wrapper may end an episode for training at each lost life, and
+    yet report whole games.
 
     Args:
         environments: N environments, or one vector environment of N.
@@ -119,9 +120,8 @@ class Environments:
         self._clock = 0  # steps since this reset
         self._starts = [0] * self.num_envs  # the clock when each environment's episode began
         self._returns = [0.0] * self.num_envs  # of each environment's episode so far
-        self._reporting: set[int] = set()  # environments that report their own episodes
         self._actions: list[np.ndarray] = []  # since the oldest episode in progress began, for `progress`
-        self._stepper.reset(out, episode)
+        self._reporting = self._stepper.reset(out, episode)  # environments that report their own episodes
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Transition:
         """Take one step in every environment.
@@ -260,12 +260,14 @@ class _Loop:
     def __init__(self, environments: Sequence[gym.Env], seed: int, fit: _Fit) -> None:
         self.environments, self.seed, self.fit = list(environments), seed, fit
 
-    def reset(self, out: np.ndarray, episode: int) -> None:
+    def reset(self, out: np.ndarray, episode: int) -> set[int]:
+        """Begin the first episodes; return which environments say that they report their own."""
         if episode > 0:  # episode 0 is seeded so in `restart`
             for i, environment in enumerate(self.environments):
                 environment.reset(seed=first_seed(self.seed, self.fit.first + i, episode))
         self.next_episode = [episode] * len(self.environments)
-        self.restart(range(len(self.environments)), out)
+        infos = self.restart(range(len(self.environments)), out)
+        return {i for i, info in enumerate(infos) if info.get("reports_episodes")}
 
     def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
         """Go through the beginning of an episode again; return whether it lasts as long as its actions."""
@@ -296,18 +298,21 @@ class _Loop:
                 reports[i] = Episode(float(info["episode"]["r"]), int(info["episode"]["l"]), i)
         return rewards, ended, {}, reports
 
-    def restart(self, indices: Iterable[int], out: np.ndarray) -> None:
-        """Begin the next episodes of some environments, each from a seed of its own."""
+    def restart(self, indices: Iterable[int], out: np.ndarray) -> list[dict[str, Any]]:
+        """Begin the next episodes of some environments, each from a seed of its own; return what their resets say."""
+        infos = []
         for i in indices:
             environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
             if episode == 0:
-                observation, _ = environment.reset(seed=first_seed(self.seed, g))
+                observation, info = environment.reset(seed=first_seed(self.seed, g))
             else:
                 # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps.
                 environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
-                observation, _ = environment.reset()
+                observation, info = environment.reset()
             self.next_episode[i] += 1
             out[i] = self.fit.initial(i, observation)
+            infos.append(info)
+        return infos
 
     def close(self) -> None:
         for environment in self.environments:
@@ -327,19 +332,20 @@ class _Vector:
         self.vector, self.seed, self.fit = vector, seed, fit
         self.same_step = _autoreset_mode(vector) is AutoresetMode.SAME_STEP
 
-    def reset(self, out: np.ndarray, episode: int) -> None:
+    def reset(self, out: np.ndarray, episode: int) -> set[int]:
+        """Begin the first episodes; return which environments say that they report their own."""
         n = self.vector.num_envs
-        self.next_episode = [
-            episode + 1
-        ] * n  # counts resumed processes: the episodes' own seeds are the vector's matter
+        # It counts resumed processes: the episodes' own seeds are the vector's matter.
+        self.next_episode = [episode + 1] * n
         # Gymnasium wants a sequence of Python integers, ALE an array: an array of Python integers is both.
         seeds: Any = np.array([first_seed(self.seed, self.fit.first + i, episode) for i in range(n)], dtype=object)
         try:
-            observations, _ = self.vector.reset(seed=seeds)
+            observations, infos = self.vector.reset(seed=seeds)
         except gym.error.Error as error:
             raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
         for i in range(n):
             out[i] = self.fit.initial(i, observations[i])
+        return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> _Stepped:
         self.observations, rewards, terminated, truncated, infos = self.vector.step(actions)

@@ -25,6 +25,11 @@ def default_threads(ranks: Communicator, parameters: int) -> int | None:
         return None
     if parameters < WORTHWHILE_PARAMETERS:
         return 1
+    return core_share(ranks)
+
+
+def core_share(ranks: Communicator) -> int:
+    """Return how many of the host's cores are this rank's, at least 1."""
     share = ranks.local_cores // ranks.local_size
     return max(1, min(share, len(own_cores())))  # a rank that is bound to few cores cannot use its share
 
