@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ppo_mpi_base.networks import Scaled
+from ppo_mpi_base.networks import ChannelsLast, Residual, Scaled, SharedTrunk, SpaceToDepthConv2d
 
 # What is needed to build each layer anew, besides its weights: the names are both attributes and constructor arguments.
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -31,16 +32,24 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Sigmoid: (),
     nn.Identity: (),
     Scaled: ("factor",),
+    ChannelsLast: (),
+    SpaceToDepthConv2d: ("in_channels", "out_channels", "kernel_size", "stride"),
 }
-BY_NAME = {kind.__name__: kind for kind in LAYERS}
+# What holds other networks, and how it is built from them.
+CONTAINERS: dict[type[nn.Module], Callable[[dict[str, nn.Module]], nn.Module]] = {
+    nn.Sequential: lambda parts: nn.Sequential(OrderedDict(parts)),
+    Residual: lambda parts: Residual(OrderedDict(parts)),
+    SharedTrunk: lambda parts: SharedTrunk(**parts),
+}
+BY_NAME = {kind.__name__: kind for kind in (*LAYERS, *CONTAINERS)}
 WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:
-    """Return a network of these layers, in `nn.Sequential` at any depth, as data for JSON; None if it has any other."""
-    if type(network) is nn.Sequential:
+    """Return a network of these layers and containers, at any depth, as data for JSON; None if it has any other."""
+    if type(network) in CONTAINERS:
         parts = {name: describe(layer) for name, layer in network._modules.items() if layer is not None}
-        return None if None in parts.values() else {"layer": "Sequential", "parts": parts}
+        return None if None in parts.values() else {"layer": type(network).__name__, "parts": parts}
     names = LAYERS.get(type(network))
     if names is None:
         return None
@@ -52,7 +61,9 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
 
 def build(description: dict[str, Any]) -> nn.Module:
     """Return the network of a description by `describe`, with new weights."""
-    if description["layer"] == "Sequential":
-        return nn.Sequential(OrderedDict((name, build(part)) for name, part in description["parts"].items()))
+    kind = description["layer"]
+    if "parts" in description:
+        parts = {name: build(part) for name, part in description["parts"].items()}
+        return CONTAINERS[BY_NAME[kind]](parts)
     arguments = {name: tuple(x) if isinstance(x, list) else x for name, x in description.items() if name != "layer"}
-    return BY_NAME[description["layer"]](**arguments)
+    return BY_NAME[kind](**arguments)

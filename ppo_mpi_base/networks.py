@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def mlp(
@@ -32,14 +33,79 @@ class Scaled(nn.Module):
         return x * self.factor
 
 
-def nature_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
-    """Build the network of Mnih et al. (2015), doi.org/10.1038/nature14236.
+class ChannelsLast(nn.Module):
+    """Lays images (B, C, H, W) out with their channels last in memory, which CPUs convolve faster."""
 
-    Images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, out_dim).
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same numbers."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class SpaceToDepthConv2d(nn.Conv2d):
+    """A convolution without padding whose kernel is a multiple of its stride, such as 8x8 at stride 4.
+
+    It computes the same function of the same parameters as `nn.Conv2d`, by a kernel of 2x2 at stride 1: blocks of
+    stride x stride pixels become channels first, which lie together in memory. CPUs are slow at large kernels on few
+    channels. Source: Shi et al. (2016), arxiv.org/abs/1609.05158, section 3.2, whose shuffling is undone here.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=bias)
+        if any(size % step for size, step in zip(self.kernel_size, self.stride, strict=True)):
+            raise ValueError(f"kernel_size={kernel_size} must be a multiple of stride={stride}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what `nn.Conv2d` returns: (B, C, H, W) -> (B, out_channels, ...)."""
+        height, width = (n - n % step for n, step in zip(input.shape[2:], self.stride, strict=True))
+        # No kernel reaches what is cut off.
+        return functional.conv2d(self._folded(input[:, :, :height, :width]), self._folded(self.weight), self.bias)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W) as (B, C * block, H / stride, W / stride), the channels last in memory."""
+        (batch, channels, height, width), (down, right) = x.shape, self.stride
+        blocks = x.reshape(batch, channels, height // down, down, width // right, right).permute(0, 2, 4, 1, 3, 5)
+        return blocks.reshape(batch, height // down, width // right, channels * down * right).permute(0, 3, 1, 2)
+
+
+class Residual(nn.Sequential):
+    """Adds its input to what its layers make of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a tensor of the input's shape."""
+        return input + super().forward(input)  # type: ignore[no-untyped-call]
+
+
+class SharedTrunk(nn.Module):
+    """One network for policy and value: the same features for both, and an output layer of each.
+
+    Args:
+        trunk: observations (B, ...) -> features.
+        policy: features -> means or logits (B, act_dim).
+        value: features -> values (B, 1).
+    """
+
+    def __init__(self, trunk: nn.Module, policy: nn.Module, value: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.policy, self.value = trunk, policy, value
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means or logits, and values."""
+        features = self.trunk(x)
+        return self.policy(features), self.value(features)
+
+
+def nature_trunk(obs_dim: int) -> nn.Sequential:
+    """Build the hidden layers of `nature_cnn`: images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, 512)."""
     return nn.Sequential(
         Scaled(1 / 255),
-        nn.Conv2d(obs_dim, 32, 8, stride=4),
+        SpaceToDepthConv2d(obs_dim, 32, 8, stride=4),
         nn.ReLU(),
         nn.Conv2d(32, 64, 4, stride=2),
         nn.ReLU(),
@@ -48,16 +114,58 @@ def nature_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(64 * 7 * 7, 512),
         nn.ReLU(),
-        nn.Linear(512, out_dim),
     )
+
+
+def nature_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
+    """Build the network of Mnih et al. (2015), doi.org/10.1038/nature14236.
+
+    Images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, out_dim).
+    """
+    return nn.Sequential(*nature_trunk(obs_dim), nn.Linear(512, out_dim))
+
+
+def shared_nature_cnn(obs_dim: int, act_dim: int) -> SharedTrunk:
+    """Build one `nature_cnn` for policy and value: images (B, obs_dim, 84, 84) -> (B, act_dim) and (B, 1)."""
+    return SharedTrunk(nature_trunk(obs_dim), nn.Linear(512, act_dim), nn.Linear(512, 1))
+
+
+def impala_trunk(obs_dim: int) -> nn.Sequential:
+    """Build the hidden layers of `impala_cnn`: images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, 256)."""
+    layers: list[nn.Module] = [Scaled(1 / 255), ChannelsLast()]
+    channels = obs_dim
+    for width in (16, 32, 32):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+        for _ in range(2):
+            convolutions = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+            layers.append(Residual(*(layer for convolution in convolutions for layer in (nn.ReLU(), convolution))))
+        channels = width
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(32 * 11 * 11, 256), nn.ReLU())
+
+
+def impala_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
+    """Build the network of 15 convolutions of Espeholt et al. (2018), arxiv.org/abs/1802.01561, figure 3, without LSTM.
+
+    Images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, out_dim).
+    """
+    return nn.Sequential(*impala_trunk(obs_dim), nn.Linear(256, out_dim))
+
+
+def shared_impala_cnn(obs_dim: int, act_dim: int) -> SharedTrunk:
+    """Build one `impala_cnn` for policy and value: images (B, obs_dim, 84, 84) -> (B, act_dim) and (B, 1)."""
+    return SharedTrunk(impala_trunk(obs_dim), nn.Linear(256, act_dim), nn.Linear(256, 1))
 
 
 def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator | None = None) -> None:
     """Initialize linear and convolutional layers orthogonally: gain sqrt 2, the last one `last_gain`; biases 0.
 
     A small last gain (0.01 for a policy) starts with nearly equal actions everywhere: Andrychowicz et al. (2021),
-    arxiv.org/abs/2006.05990, section 3.2.
+    arxiv.org/abs/2006.05990, section 3.2. Of a `SharedTrunk` it is the policy's; the value's last gain is 1.
     """
+    if isinstance(network, SharedTrunk):
+        for part, gain in ((network.trunk, 2.0**0.5), (network.policy, last_gain), (network.value, 1.0)):
+            orthogonal_(part, gain, generator)
+        return
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     for layer in layers:
         gain = last_gain if layer is layers[-1] else 2.0**0.5

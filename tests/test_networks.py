@@ -4,12 +4,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from ppo_mpi_base.networks import Scaled, mlp, nature_cnn, orthogonal_
+from ppo_mpi_base.networks import (
+    Residual,
+    Scaled,
+    SharedTrunk,
+    SpaceToDepthConv2d,
+    impala_cnn,
+    mlp,
+    nature_cnn,
+    orthogonal_,
+    shared_impala_cnn,
+    shared_nature_cnn,
+)
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1)], ids=str)
@@ -33,6 +46,106 @@ def test_the_nature_cnn_is_that_of_the_paper() -> None:
     layers = [32 * 256 + 32, 64 * 512 + 64, 64 * 576 + 64, 512 * 3136 + 512, 6 * 512 + 6]
     assert [sum(p.numel() for p in m.parameters()) for m in network if list(m.parameters())] == layers
     assert network(torch.zeros(2, 4, 84, 84)).shape == (2, 6)
+
+
+def test_the_nature_cnn_computes_what_torchs_layers_do() -> None:
+    """In float64, with the gradients of all parameters; its weights are those of plain layers."""
+    network = nature_cnn(4, 6).double()
+    plain = nn.Sequential(
+        *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6)),
+    ).double()
+    for mine, theirs in zip(plain.parameters(), network.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    images = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for module, seen in ((network, images), (plain, images / 255)):
+        output = module(seen)
+        found.append([output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "size"),
+    [(4, 8, 4, (84, 84)), (1, 8, 4, (85, 87)), (3, (2, 6), (1, 3), (5, 10)), (2, 3, 3, (7, 9)), (2, 3, 1, (5, 4))],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_space_to_depth_is_the_same_convolution(
+    channels: int, kernel: int, stride: int, size: tuple[int, int], bias: bool
+) -> None:
+    torch.manual_seed(0)
+    folded = SpaceToDepthConv2d(channels, 5, kernel, stride, bias).double()
+    plain = nn.Conv2d(channels, 5, kernel, stride, bias=bias).double()
+    plain.load_state_dict(folded.state_dict())
+    found = []
+    for layer in (folded, plain):
+        x = torch.randn(2, channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        y = layer(x.requires_grad_())
+        weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        found.append([y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(*found)
+
+
+def test_space_to_depth_needs_a_kernel_of_whole_strides() -> None:
+    with pytest.raises(ValueError, match="kernel_size=8 must be a multiple of stride=3"):
+        SpaceToDepthConv2d(1, 1, 8, 3)
+
+
+def test_the_impala_cnn_is_that_of_the_paper() -> None:
+    network = impala_cnn(4, 6)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels) for m in convolutions] == [
+        *[(4, 16), *[(16, 16)] * 4],
+        *[(16, 32), *[(32, 32)] * 4],
+        *[(32, 32), *[(32, 32)] * 4],
+    ]
+    assert {(m.kernel_size, m.stride, m.padding) for m in convolutions} == {((3, 3), (1, 1), (1, 1))}
+    # Each of the three blocks halves the image, rounding up: 84, 42, 21, 11.
+    assert [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)] == [(32 * 121, 256), (256, 6)]
+    assert network(torch.zeros(2, 4, 84, 84)).shape == (2, 6)
+
+
+def test_the_impala_cnn_against_its_paper_by_hand() -> None:
+    torch.manual_seed(0)
+    network, relu = impala_cnn(1, 2).double(), functional.relu
+    weights = iter(network.parameters())
+    images = torch.randint(0, 256, (1, 1, 84, 84)).double()
+
+    def convolved(x: Tensor) -> Tensor:
+        return functional.conv2d(x, next(weights), next(weights), padding=1)
+
+    x = images / 255
+    for _ in range(3):
+        x = functional.max_pool2d(convolved(x), 3, 2, padding=1)
+        for _ in range(2):
+            x = x + convolved(relu(convolved(relu(x))))
+    x = relu(functional.linear(relu(x).flatten(1), next(weights), next(weights)))
+    torch.testing.assert_close(network(images), functional.linear(x, next(weights), next(weights)))
+
+
+def test_a_residual_adds_its_input() -> None:
+    torch.testing.assert_close(Residual(Scaled(0.5), Scaled(3.0))(torch.tensor([4.0])), torch.tensor([10.0]))
+
+
+@pytest.mark.parametrize("network_fn", [shared_nature_cnn, shared_impala_cnn])
+def test_a_shared_network_gives_both_from_the_same_features(network_fn: Callable[[int, int], SharedTrunk]) -> None:
+    network, images = network_fn(2, 5), torch.full((3, 2, 84, 84), 7.0)
+    logits, values = network(images)
+    assert logits.shape == (3, 5) and values.shape == (3, 1)
+    features = network.trunk(images)
+    torch.testing.assert_close((logits, values), (network.policy(features), network.value(features)))
+
+
+def test_a_shared_network_starts_with_equal_actions_and_a_value_of_its_own() -> None:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+    network = SharedTrunk(trunk, nn.Linear(8, 3), nn.Linear(8, 1))
+    orthogonal_(network, 0.01)
+    for layer, gain in ((trunk[0], math.sqrt(2)), (network.policy, 0.01), (network.value, 1.0)):
+        singular = torch.linalg.svdvals(layer.weight.detach())
+        torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=1e-6)
+        assert not layer.bias.any()
 
 
 def test_the_nature_cnn_sees_bytes_from_0_to_1() -> None:

@@ -24,7 +24,16 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import make_directory, write_whole
 from ppo_mpi_base.layers import build, describe
-from ppo_mpi_base.networks import Scaled, mlp, nature_cnn
+from ppo_mpi_base.networks import (
+    Residual,
+    Scaled,
+    SharedTrunk,
+    SpaceToDepthConv2d,
+    mlp,
+    nature_cnn,
+    shared_impala_cnn,
+    shared_nature_cnn,
+)
 from ppo_mpi_base.policies import ActorCritic, action_dim, observation_dim
 from ppo_mpi_base.saved_policy import describe_space, load_policy, make_space, save_policy
 
@@ -188,6 +197,15 @@ def test_a_network_that_gives_values_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, expected(actor_critic, observation))
 
 
+def test_a_shared_ready_network_needs_no_builder(tmp_path: Path) -> None:
+    images = Box(0, 255, (1, 84, 84), np.uint8)
+    config = Config(total_steps=1, env_fn=Own, network_fn=shared_nature_cnn, save_location=str(tmp_path))
+    actor_critic = ActorCritic(shared_nature_cnn(1, 3), None, images, Discrete(3))
+    save_policy(config, "best", actor_critic, 1, 0.0)
+    observation = images.sample()
+    assert load_policy(tmp_path)(observation) == expected(actor_critic, observation)
+
+
 def test_another_network_is_told(tmp_path: Path) -> None:
     save(tmp_path)
     refused(tmp_path, "does not fit", network_fn=lambda obs_dim, act_dim: mlp(obs_dim, act_dim, (32,)))
@@ -291,6 +309,10 @@ NETWORKS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Sequential(nn.LayerNorm(3, eps=0.1), nn.GELU("tanh"), nn.Dropout(0.3), Scaled(0.5)), (3,)),
     (nn.LayerNorm((2, 3), elementwise_affine=False), (2, 3)),
     (nn.LayerNorm(3, bias=False), (3,)),
+    (shared_nature_cnn(2, 3), (2, 84, 84)),
+    (shared_impala_cnn(1, 2), (1, 84, 84)),
+    (SpaceToDepthConv2d(2, 3, (4, 6), (2, 3), bias=False), (2, 8, 9)),
+    (SharedTrunk(nn.Sequential(nn.Linear(3, 4)), Residual(nn.Linear(4, 4)), nn.Identity()), (3,)),
     (nn.Sequential(OrderedDict(hidden=nn.Linear(3, 4), act=nn.Tanh(), out=nn.Linear(4, 2))), (3,)),
 ]
 
