@@ -98,6 +98,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         environments.action_space,
         initial_log_std=config.initial_log_std,
         normalize_observations=config.normalize_observations,
+        precision=config.precision,
     )
     start = space.start if isinstance(space, Discrete) else 0
     check_networks(actor_critic, torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype)))

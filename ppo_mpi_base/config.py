@@ -168,6 +168,9 @@ class Config:
 
     device: str | torch.device | None = None
     """Where networks and rollouts live. None: the CPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What networks multiply and convolve in; parameters, distributions, losses and Adam stay in float32. "bfloat16" is
+    faster for convolutions where the processor has instructions for it (AVX512-BF16, AMX), and else much slower."""
     compile: Literal["auto", True, False] = "auto"
     """Compile losses with their gradients, and the policy's forward pass, by `torch.compile`. "auto": where the run is
     long enough to pay for it and a C++ compiler is there."""

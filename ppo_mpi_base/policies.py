@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
@@ -113,6 +113,8 @@ class ActorCritic(nn.Module):
         observation_space: Box or Discrete (then networks see one-hot vectors).
         action_space: Box or Discrete.
         initial_log_std: of the Gaussian policy over a Box.
+        normalize_observations: shift and scale observations by the moments that were last set.
+        precision: "bfloat16" lets networks multiply and convolve in it; what comes out has the default dtype.
     """
 
     action_low: Tensor
@@ -128,6 +130,7 @@ class ActorCritic(nn.Module):
         action_space: gymnasium.Space,
         initial_log_std: float = 0.0,
         normalize_observations: bool = False,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.network = network
@@ -135,6 +138,7 @@ class ActorCritic(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         self.normalize_observations = normalize_observations
+        self.precision = precision
         if isinstance(action_space, Box):
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
             self.register_buffer("action_low", torch.as_tensor(action_space.low, dtype=torch.get_default_dtype()))
@@ -174,6 +178,15 @@ class ActorCritic(nn.Module):
             observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
         return observations.to(torch.get_default_dtype())
 
+    def _outputs(self, network: nn.Module, seen: Tensor) -> Any:
+        """Return what a network gives: a tensor, or a tuple of means or logits and values."""
+        if self.precision != "bfloat16":
+            return network(seen)
+        with torch.autocast(seen.device.type, torch.bfloat16):
+            outputs = network(seen)
+        dtype = torch.get_default_dtype()
+        return tuple(x.to(dtype) for x in outputs) if isinstance(outputs, tuple) else outputs.to(dtype)
+
     def _distribution(self, output: Tensor) -> Distribution:
         if isinstance(self.action_space, Discrete):
             return Categorical(output)
@@ -181,23 +194,23 @@ class ActorCritic(nn.Module):
 
     def policy(self, observations: Tensor) -> Distribution:
         """Return pi(. | s) for observations (B, ...)."""
-        output = self.network(self.preprocess(observations))
+        output = self._outputs(self.network, self.preprocess(observations))
         return self._distribution(output if self.value_network is not None else output[0])
 
     def policy_and_value(self, observations: Tensor) -> tuple[Distribution, Tensor]:
         """Return pi(. | s) and V(s), (B,), for observations (B, ...)."""
         seen = self.preprocess(observations)
         if self.value_network is None:
-            output, values = self.network(seen)
+            output, values = self._outputs(self.network, seen)
         else:
-            output, values = self.network(seen), self.value_network(seen)
+            output, values = self._outputs(self.network, seen), self._outputs(self.value_network, seen)
         return self._distribution(output), values.reshape(-1)
 
     def value(self, observations: Tensor) -> Tensor:
         """Return V(s), (B,), for observations (B, ...)."""
         if self.value_network is None:
             return self.policy_and_value(observations)[1]
-        return self.value_network(self.preprocess(observations)).reshape(-1)
+        return self._outputs(self.value_network, self.preprocess(observations)).reshape(-1)
 
     def to_environment(self, actions: Tensor) -> Tensor:
         """Return the actions that the environment gets: clipped to a Box's bounds, from a Discrete space's start on."""
@@ -209,6 +222,11 @@ class ActorCritic(nn.Module):
         """Return sampled actions (B, ...), as the loss sees them and as the environment gets them."""
         actions = self.policy(observations).sample(noise)
         return actions, self.to_environment(actions)
+
+
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Say whether a device has no instructions for bfloat16, so that it takes many times as long as float32."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:

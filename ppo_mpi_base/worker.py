@@ -22,6 +22,7 @@ from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Obj
 from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
+from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
 from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, intercept, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
@@ -85,6 +86,8 @@ class Worker:
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
         share_cores(ranks, len(self.flat.data))
         self.reports = together(ranks, lambda: Reports(config, ranks))
+        if config.precision == "bfloat16" and lacks_bfloat16(self.device):
+            self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
         self.compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, self.compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)

@@ -132,6 +132,7 @@ WRONG = [
     ("quiet", 1, "True or False"),
     ("anneal_lr", "no", "True or False"),
     ("compile", "yes", "'auto'"),
+    ("precision", "float16", "'bfloat16'"),
     ("env_kwargs", ["id"], "dict"),
     ("loss_coefficients", 0.1, "dict"),
     ("network_fn", nn.Linear(1, 1).weight, "function"),

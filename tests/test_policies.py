@@ -280,3 +280,23 @@ def test_good_networks_pass() -> None:
     for value in (VALUE, Gives(())):
         check_networks(ActorCritic(GOOD, value, BOX4, Discrete(3)), torch.zeros(2, 4))
     check_networks(ActorCritic(Pair(((3,), (1,))), None, BOX4, Discrete(3)), torch.zeros(2, 4))
+
+
+def test_bfloat16_is_what_networks_multiply_in_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    network, value_network = nn.Linear(3, 2), nn.Linear(3, 1)
+    space = Box(-1, 1, (3,), np.float32)
+    half = ActorCritic(network, value_network, space, Discrete(2), precision="bfloat16")
+    seen = torch.randn(50, 3)
+    policy, values = half.policy_and_value(seen)
+    assert isinstance(policy, Categorical) and policy.logits.dtype == values.dtype == torch.float32
+    small = seen.bfloat16()
+    for found, layer in ((policy.logits, network), (values[:, None], value_network)):
+        wanted = (small @ layer.weight.bfloat16().T).float() + layer.bias
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-8)
+        assert torch.equal(found, found.bfloat16().float())
+        assert not torch.equal(found, layer(seen))
+    torch.testing.assert_close(half.value(seen), values)
+    assert torch.equal(half.policy(seen).mode(), policy.mode())
+    policy.log_prob(torch.zeros(50)).sum().backward()
+    assert network.weight.grad is not None and network.weight.grad.dtype == torch.float32

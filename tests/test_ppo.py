@@ -227,6 +227,14 @@ def test_the_first_update_starts_at_ratio_1(tmp_path: Path, space: gymnasium.Spa
         assert second["kl"] > 1e-5
 
 
+def test_the_first_update_starts_at_ratio_1_in_bfloat16(tmp_path: Path) -> None:
+    with working(tmp_path, Discrete(3), precision="bfloat16", train_pi_epochs=2, pi_lr=0.05) as worker:
+        first, second = trained(worker, collected(worker))
+        assert worker.actor_critic.precision == "bfloat16"
+        assert first["kl"] == pytest.approx(0, abs=1e-6) and first["clip_fraction"] == 0
+        assert second["kl"] > 1e-5
+
+
 def test_the_loss_sees_the_action_before_it_was_clipped(tmp_path: Path) -> None:
     made: list[Recorder] = []
     build: Callable[[], Recorder] = lambda: made.append(Recorder(BOX)) or made[-1]  # type: ignore[func-returns-value]  # noqa: E731
