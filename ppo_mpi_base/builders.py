@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -37,6 +37,14 @@ def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
     return built  # type: ignore[return-value]
 
 
+def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Build one environment, or raise `ConfigurationError` where it is none."""
+    environment = env_fn(**env_kwargs)
+    if not isinstance(environment, gymnasium.Env):
+        raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
+    return environment
+
+
 def build_environments(config: Config, ranks: Communicator) -> Environments:
     """Build the N environments of this rank.
 
@@ -54,10 +62,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
         if made.num_envs != n:
             raise ConfigurationError(f"make_vec_env_fn returned {made.num_envs} environments for num_environments={n}")
     else:
-        made = [config.env_fn(**config.env_kwargs) for _ in range(n)]
-        for environment in made:
-            if not isinstance(environment, gymnasium.Env):
-                raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
+        made = [build_environment(config.env_fn, config.env_kwargs) for _ in range(n)]
     return Environments(
         made,
         seed=config.seed,

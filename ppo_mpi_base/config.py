@@ -166,6 +166,12 @@ class Config:
     obs_space_override: gymnasium.Space | None = None
     """The observation space after `state_processing_hook`."""
 
+    evaluate_every: Count | None = None
+    """Agent steps between two evaluations, which play `evaluate_episodes` episodes by the most probable actions in
+    environments of their own (of `env_fn`), and leave the training as it would be without. None: none."""
+    evaluate_episodes: Count = 10
+    """Episodes of such an evaluation, shared out over ranks; always the same starts."""
+
     device: str | torch.device | None = None
     """Where networks and rollouts live. None: the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -196,7 +202,7 @@ class Config:
         """Check each value against its annotation, then the values against each other."""
         hints = typing.get_type_hints(Config, include_extras=True)
         for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), hints[item.name]))
+            object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), hints[item.name]))
         if self.num_environments is not None and not self.use_vectorized_envs:
             raise ConfigurationError(
                 f"num_environments={self.num_environments} needs use_vectorized_envs=True: "
@@ -264,8 +270,12 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
     return decorate
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Return the value, whole floats as ints where a count is asked for, or raise what is wrong with it."""
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """Return a keyword's value, whole floats as ints where its annotation is a count.
+
+    Raises:
+        ConfigurationError: the value has another type than the annotation, or lies outside its range.
+    """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if value is None and len(options) < len(typing.get_args(hint)):

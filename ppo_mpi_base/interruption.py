@@ -54,6 +54,11 @@ class Interruption:
         """Whether this rank was asked to stop."""
         return self._came is not None or (self._ends_at is not None and time.monotonic() >= self._ends_at)
 
+    @property
+    def pressing(self) -> bool:
+        """Whether half of the time from the signal to the deadline is over: what can be left out should be."""
+        return self._came is not None and time.monotonic() - self._came_at >= self._deadline / 2
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._came == number and time.monotonic() - self._came_at >= SAME_REQUEST:
             sys.stderr.write(f"second {signal.Signals(number).name}: ending now\n")

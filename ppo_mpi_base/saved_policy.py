@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,22 @@ from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
 
 FORMAT = 1
+
+
+class SavedPolicy(NamedTuple):
+    """A policy as it was saved.
+
+    Attributes:
+        actor_critic: the policy; it has no values, unless its one network gives both.
+        which: "best" or "latest": the networks that were found.
+        total_steps: agent steps over all ranks that the run had made then.
+        episode_return: the mean return of its last 100 training episodes; None before the first.
+    """
+
+    actor_critic: ActorCritic
+    which: str
+    total_steps: int
+    episode_return: float | None
 
 
 def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_steps: int, episode_return: float) -> None:
@@ -69,20 +85,35 @@ def load_policy(
     Raises:
         ConfigurationError: files are missing or damaged, or `network_fn` is needed or does not fit them.
     """
+    saved = load_actor_critic(save_location, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
+    return _as_function(saved.actor_critic, deterministic, np.random.default_rng(seed))
+
+
+def load_actor_critic(
+    save_location: str | Path,
+    which: Literal["best", "latest"] = "best",
+    *,
+    network_fn: Callable[..., nn.Module] | None = None,
+    policy_kwargs: dict[str, Any] | None = None,
+) -> SavedPolicy:
+    """Return the saved policy as an `ActorCritic`, without its value network, and when it was saved.
+
+    Args and errors are those of `load_policy`.
+    """
     directory = Path(save_location)
     if which == "best" and not (directory / "best.safetensors").exists():
         which = "latest"
     description, tensors = _read(directory, which)
-    actor_critic = _built(directory / which, description, network_fn, policy_kwargs or {})
+    saved = _built(directory / which, description, network_fn, policy_kwargs or {})
     wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_network.")}
     try:
-        actor_critic.load_state_dict(wanted)
+        saved.actor_critic.load_state_dict(wanted)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"load_policy: the network does not fit {directory / which}.safetensors: {reason}"
         ) from error
-    return _as_function(actor_critic, deterministic, np.random.default_rng(seed))
+    return saved
 
 
 def _built(
@@ -90,27 +121,29 @@ def _built(
     description: dict[str, Any],
     network_fn: Callable[..., nn.Module] | None,
     policy_kwargs: dict[str, Any],
-) -> ActorCritic:
+) -> SavedPolicy:
     """Return the policy of a description with new weights, built by `network_fn` or as the description says."""
     try:
         observation_space, action_space = (
             make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
         )
         gives_value, normalize = description["gives_value"], description["normalize_observations"]
-        saved = None if network_fn or description["network"] is None else layers.build(description["network"])
+        total_steps, episode_return = description["total_steps"], description["episode_return"]
+        network = None if network_fn or description["network"] is None else layers.build(description["network"])
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(repr(error).split())
         raise ConfigurationError(f"load_policy: {path}.json is damaged: {reason}") from error
     if network_fn is not None:
-        saved = network_fn(observation_dim(observation_space), action_dim(action_space), **policy_kwargs)
-    if saved is None:
+        network = network_fn(observation_dim(observation_space), action_dim(action_space), **policy_kwargs)
+    if network is None:
         raise ConfigurationError(
             f"load_policy: {path.parent} holds a network of your own class: give the function that builds it, as "
             f"load_policy({str(path.parent)!r}, network_fn=...)"
         )
     # Values are not needed to act; a stand-in says that the network does not give them.
     stand_in = None if gives_value else nn.Identity()
-    return ActorCritic(saved, stand_in, observation_space, action_space, normalize_observations=normalize)
+    policy = ActorCritic(network, stand_in, observation_space, action_space, normalize_observations=normalize)
+    return SavedPolicy(policy, path.name, total_steps, episode_return)
 
 
 def _as_function(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NETWORKS, EPISODES, ACTIONS, MINIBATCHES = range(4)
+NETWORKS, EPISODES, ACTIONS, MINIBATCHES, EVALUATION = range(5)
 
 
 def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:

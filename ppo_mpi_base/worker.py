@@ -17,6 +17,7 @@ from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.evaluate import check_environments, evaluate
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
 from ppo_mpi_base.interruption import REQUEUE, Interruption
@@ -39,6 +40,10 @@ SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
 """Iterations between two comparisons of the parameters over ranks."""
+
+
+class _Abandoned(Exception):  # noqa: N818 (no error)
+    """An evaluation that a signal has left no time for."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Worker:
         ranks: the collectives, and this rank's number.
         actor_critic: the networks, whose parameters are views into `flat`.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
+        steps_per_iteration: agent steps over all ranks.
         interrupted: whether a signal or `max_seconds` ends the run after this iteration, on all ranks.
         learning_rates: slice name ("policy", "value") -> learning rate; hooks may change it between iterations.
         coefficients: name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations.
@@ -81,6 +87,9 @@ class Worker:
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
+        if config.evaluate_every is not None:
+            of_env_fn = config.env_fn, config.env_kwargs, config.state_processing_hook
+            together(ranks, lambda: check_environments(self.actor_critic, *of_env_fn))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
@@ -102,6 +111,7 @@ class Worker:
         self.idle: frozenset[str] = frozenset()
         self.stopped_by_kl = False
         self.iteration = self.total_steps = 0
+        self.steps_per_iteration = config.rollout_length_per_worker * config.environments_per_rank * ranks.size
         self.statistic_names: list[str] = []
         self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None
@@ -140,7 +150,7 @@ class Worker:
         config, storage = self.config, self.storage
         self._collect()
         builders.checked_together(self.ranks, lambda: health.check_finite(self))
-        self.total_steps += config.rollout_length_per_worker * config.environments_per_rank * self.ranks.size
+        self.total_steps += self.steps_per_iteration
 
         rewards = np.sign(storage.rewards) if config.clip_rewards else storage.rewards
         rollout = self._evaluated(torch.as_tensor(rewards, dtype=torch.get_default_dtype(), device=self.device))
@@ -315,14 +325,15 @@ class Worker:
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def finish_iteration(self, rollout: Rollout) -> None:
-        """Update normalization and schedules, run hooks, write logs and networks. Collective: call on all ranks."""
+        """Update normalization and schedules, evaluate, run hooks, write files. Collective: call on all ranks."""
         config = self.config
         self.iteration += 1
         if config.normalize_observations:
             seen = self.storage.observations[:-1]
             self.observation_moments.update(seen.reshape(-1, *seen.shape[2:]), self.ranks)
             self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
-        row = self._row(rollout)
+        evaluation = self._evaluation()
+        row = {**self._row(rollout), **evaluation}
         self._anneal()
         for hook in config.hooks:
             hook.on_iteration(self, row)
@@ -340,6 +351,33 @@ class Worker:
         self.interrupted = wanted == 2 and not over
         if wanted or over:
             self.checkpoints.save(self)
+
+    def _evaluation(self) -> dict[str, float]:
+        """Return the columns of an evaluation where this iteration has come to a multiple of `evaluate_every`."""
+        config, every = self.config, self.config.evaluate_every
+        if every is None or self.total_steps // every == (self.total_steps - self.steps_per_iteration) // every:
+            return {}
+        try:
+            evaluation = evaluate(
+                self.actor_critic,
+                config.env_fn,
+                env_kwargs=config.env_kwargs,
+                episodes=config.evaluate_episodes,
+                seed=config.seed,
+                max_ep_len=config.max_ep_len,
+                state_processing_hook=config.state_processing_hook,
+                ranks=self.ranks,
+                progress=self._abandon_if_pressing,
+            )
+        except _Abandoned:
+            self.reports.tell(f"evaluation at {self.total_steps:,} steps left out: there is no time before the end")
+            return {}
+        self.reports.tell(f"evaluation at {self.total_steps:,} steps: {evaluation}")
+        return {"evaluation_return": evaluation.mean, "evaluation_length": evaluation.mean_length}
+
+    def _abandon_if_pressing(self, episodes: int) -> None:
+        if self.ranks.max(float(self.interruption.pressing)):
+            raise _Abandoned
 
     def _save_policy(self, which: str, episode_return: float) -> None:
         try:

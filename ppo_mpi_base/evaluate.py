@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: MIT
+"""What a policy earns on fresh environments: episodes shared out over ranks, the same for any number of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.wrappers import RecordEpisodeStatistics
+
+from ppo_mpi_base.builders import build_environment, checked_together
+from ppo_mpi_base.config import Count, CountOrZero, checked
+from ppo_mpi_base.envs import Environments, Episode
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.mpi import Communicator, world
+from ppo_mpi_base.policies import ActorCritic, action_noise
+from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
+
+RESAMPLES = 10_000
+"""Bootstrap samples of which the interval is made."""
+SLICE = 0.5
+"""Seconds after which ranks meet: none waits longer for others, and an error on one soon ends all."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the episodes of an evaluation came to.
+
+    Attributes:
+        returns: undiscounted sums of raw rewards, in the order of the episodes' numbers.
+        lengths: steps of the same episodes, of whole games as their environment reports them.
+        deterministic: whether each action was the most probable one, rather than sampled.
+        seed: what all random numbers derive from.
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    deterministic: bool
+    seed: int
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the returns, about their mean (no degree of freedom is taken off)."""
+        return float(np.std(self.returns))
+
+    @property
+    def median(self) -> float:
+        """The median return."""
+        return float(np.median(self.returns))
+
+    @property
+    def mean_length(self) -> float:
+        """The mean number of steps."""
+        return float(np.mean(self.lengths))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval of the mean return, by the bootstrap's percentiles.
+
+        Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, section 13.3.
+        """
+        returns, draws = np.array(self.returns), generator(self.seed, EVALUATION)
+        means = [returns[draws.integers(0, len(returns), len(returns))].mean() for _ in range(RESAMPLES)]
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(low), float(high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, and each episode's, for JSON."""
+        return {
+            "episodes": len(self.returns),
+            "deterministic": self.deterministic,
+            "seed": self.seed,
+            "mean": self.mean,
+            "std": self.std,
+            "median": self.median,
+            "interval": list(self.interval),
+            "mean_length": self.mean_length,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all; for one rank only."""
+        write_whole(Path(path), json.dumps(self.as_dict(), indent=1).encode())
+
+    def __str__(self) -> str:
+        """Return the figures as one line for people."""
+        (low, high), n = self.interval, len(self.returns)
+        return (
+            f"mean return {self.mean:.6g} (95% interval {low:.6g} to {high:.6g}), std {self.std:.6g}, "
+            f"median {self.median:.6g}, length {self.mean_length:.6g}: {n} {'episode' if n == 1 else 'episodes'}, "
+            f"{'most probable' if self.deterministic else 'sampled'} actions, seed {self.seed}"
+        )
+
+
+def evaluate(
+    policy: ActorCritic,
+    env_fn: Callable[..., gymnasium.Env],
+    *,
+    env_kwargs: dict[str, Any] | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_ep_len: int | None = None,
+    state_processing_hook: Callable[[Any], Any] | None = None,
+    ranks: Communicator | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Play episodes by a policy, shared out over ranks, and return what they came to, on each rank.
+
+    Episode k is a function of the policy, the seed and k: it is played in an environment of its own, and even the
+    global random states of `random`, NumPy and torch are set for it. So on a machine the returns are the same for any
+    number of ranks, in a new process and in the one that trained. The policy, its normalization included, and the
+    global random states are left as they were. Collective: call on all ranks, with a policy that is equal on them.
+
+    An environment with Gymnasium's RecordEpisodeStatistics somewhere in it is played until that reports: a wrapper
+    around it may end an episode at each lost life, and whole games are counted.
+
+    Args:
+        policy: in training, the worker's `actor_critic`; otherwise `load_actor_critic(...).actor_critic`.
+        env_fn: builds one environment, as for `PPO()`: `env_fn(**env_kwargs)`.
+        env_kwargs: for `env_fn`.
+        episodes: how many, over all ranks.
+        seed: what all random numbers derive from, at least 0.
+        deterministic: take the most probable actions, or sample them.
+        max_ep_len: steps after which an episode (a whole game) is truncated.
+        state_processing_hook: as for `PPO()`.
+        ranks: None: all ranks.
+        progress: gets the number of episodes that are over, at least every half second and on each rank.
+
+    Raises:
+        ConfigurationError: an argument, or what `env_fn` builds, does not fit; on all ranks.
+        TrainingError: an environment's observation or reward has the wrong shape or is not finite; on all ranks.
+    """
+    ranks = world() if ranks is None else ranks
+    arguments = {
+        "env_fn": (env_fn, Callable[..., gymnasium.Env]),
+        "env_kwargs": (env_kwargs, dict[str, Any] | None),
+        "episodes": (episodes, Count),
+        "seed": (seed, CountOrZero),
+        "deterministic": (deterministic, bool),
+        "max_ep_len": (max_ep_len, Count | None),
+    }
+    checked_together(ranks, lambda: _check(policy, arguments))
+    episodes, seed = int(episodes), int(seed)
+
+    def play(numbers: Iterable[int]) -> Generator[Episode | None, None, None]:
+        for k in numbers:
+            noise = None if deterministic else generator(seed, EVALUATION, k, 1)
+            of_environment = _seed_all(seed, k)
+            environments = Environments(
+                [_WholeGames(_environment(policy, env_fn, env_kwargs or {}, state_processing_hook))],
+                seed=of_environment,
+                first_global_index=k,
+                max_ep_len=max_ep_len,
+                state_processing_hook=state_processing_hook,
+                obs_space_override=policy.observation_space,
+            )
+            with closing(environments):
+                yield from _episode(policy, environments, k, noise)
+
+    own: list[Episode] = []
+    over = np.zeros(1, np.int64)
+    with _undisturbed(policy), closing(play(range(ranks.rank, episodes, ranks.size))) as playing:
+        while over[0] < episodes:
+            checked_together(ranks, lambda: own.extend(_next(playing)))
+            over[0] = len(own)
+            ranks.sum_(over)
+            if progress is not None:
+                progress(int(over[0]))
+    of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
+    ordered = [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
+    returns, lengths = zip(*ordered, strict=True)
+    return Evaluation(returns, lengths, deterministic, seed)
+
+
+def check_environments(
+    policy: ActorCritic,
+    env_fn: Callable[..., gymnasium.Env],
+    env_kwargs: dict[str, Any],
+    state_processing_hook: Callable[[Any], Any] | None,
+) -> None:
+    """Build two environments and close them, before a training that will be interrupted by evaluations.
+
+    Raises:
+        ConfigurationError: they are none, are one object, or their spaces are not the policy's.
+    """
+    with _undisturbed(policy):
+        first, second = (_environment(policy, env_fn, env_kwargs, state_processing_hook) for _ in range(2))
+        first.close()
+        second.close()
+    if first.unwrapped is second.unwrapped:
+        raise ConfigurationError(
+            "evaluate_every: env_fn returns one object each time, so evaluations would disturb the training's "
+            "environment; env_fn must build a new one"
+        )
+
+
+def _check(policy: Any, arguments: dict[str, tuple[Any, Any]]) -> None:
+    if not isinstance(policy, ActorCritic):
+        raise ConfigurationError(
+            f"policy must be an ActorCritic, such as load_actor_critic(...).actor_critic, not {type(policy).__name__}"
+        )
+    for name, (value, annotation) in arguments.items():
+        checked(name, value, annotation)
+
+
+def _environment(
+    policy: ActorCritic,
+    env_fn: Callable[..., gymnasium.Env],
+    env_kwargs: dict[str, Any],
+    state_processing_hook: Callable[[Any], Any] | None,
+) -> gymnasium.Env:
+    """Build an environment that has the policy's spaces; what a hook makes of observations can be seen only later."""
+    environment = build_environment(env_fn, env_kwargs)
+    for name, wanted in (("observation", policy.observation_space), ("action", policy.action_space)):
+        found = getattr(environment, f"{name}_space")
+        if found != wanted and not (name == "observation" and state_processing_hook):
+            environment.close()
+            raise ConfigurationError(f"env_fn: the {name} space is {found}, but the policy's is {wanted}")
+    return environment
+
+
+def _seed_all(seed: int, k: int) -> int:
+    """Set the global random states for episode k, and return the seed of its environment."""
+    of_environment, *of_states = seed_sequence(seed, EVALUATION, k, 0).generate_state(4).tolist()
+    random.seed(of_states[0])
+    np.random.seed(of_states[1])
+    torch.default_generator.manual_seed(of_states[2])
+    return int(of_environment)
+
+
+def _next(playing: Iterator[Episode | None]) -> Iterator[Episode]:
+    """Yield the episodes that end within a slice of time."""
+    until = time.monotonic() + SLICE
+    for episode in playing:
+        if episode is not None:
+            yield episode
+        if time.monotonic() >= until:
+            return
+
+
+def _episode(
+    policy: ActorCritic, environments: Environments, k: int, noise: np.random.Generator | None
+) -> Iterator[Episode | None]:
+    """Play episode k in the one environment; yield after each step: None, or in the end the episode."""
+    space = policy.observation_space
+    observations = np.zeros((1, *(space.shape or ())), space.dtype)
+    environments.reset(observations)
+    ended: list[Episode] = []
+    while not ended:
+        step = environments.step(_action(policy, observations, noise), observations)
+        for what, found in (("reward", step.rewards), ("observation", observations)):
+            if not np.isfinite(found).all():
+                raise TrainingError(f"{what} is not finite: env_fn's environment, in episode {k} of an evaluation")
+        ended = step.episodes
+        yield ended[0] if ended else None
+
+
+def _action(policy: ActorCritic, observations: np.ndarray, noise: np.random.Generator | None) -> np.ndarray:
+    """Return what the environment gets for observations (1, ...): the most probable action, or one sampled by noise."""
+    device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
+    # A copy: torch's own memory is aligned, and the last bit of products depends on that.
+    distribution = policy.policy(torch.tensor(observations, device=device))
+    if noise is None:
+        actions = distribution.mode()
+    else:
+        drawn = torch.as_tensor(action_noise(policy.action_space, noise, 1), dtype=torch.get_default_dtype())
+        actions = distribution.sample(drawn.to(device))
+    return policy.to_environment(actions).cpu().numpy()
+
+
+@contextmanager
+def _undisturbed(policy: ActorCritic) -> Iterator[None]:
+    """Let a policy be evaluated; afterwards it and the global random states are as before.
+
+    Matrix products depend, to the last bit, on where in memory weights begin and on how many threads there are. So
+    weights move to tensors of their own for the time, and one thread computes; buffers, since networks may change them.
+    """
+    modes = [(module, module.training) for module in policy.modules()]
+    weights = [(parameter, parameter.data) for parameter in policy.parameters()]
+    buffers = [(m, name, buffer) for m in policy.modules() for name, buffer in m.named_buffers(recurse=False)]
+    states, threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        policy.eval()
+        for parameter, data in weights:
+            parameter.data = data.clone(memory_format=torch.contiguous_format)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.clone())
+        with torch.no_grad():
+            yield
+    finally:
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+        for parameter, data in weights:
+            parameter.data = data
+        for module, training in modes:
+            module.training = training
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class _WholeGames(gymnasium.Wrapper):
+    """Goes on where an episode ends without the report of the RecordEpisodeStatistics within: the game is not over.
+
+    Where the reset begins a new game nevertheless, none will be reported, and the episode is over.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        inner = env
+        while isinstance(inner, gymnasium.Wrapper) and not isinstance(inner, RecordEpisodeStatistics):
+            inner = inner.env
+        self._recorder = inner if isinstance(inner, RecordEpisodeStatistics) else None
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step; at the end of an episode but not of the game, also the reset."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._recorder is None or not (terminated or truncated) or "episode" in info:
+            return observation, reward, terminated, truncated, info
+        played = self._recorder.episode_lengths
+        following, _ = self.env.reset()
+        if self._recorder.episode_lengths < played:
+            return observation, reward, terminated, truncated, info
+        return following, reward, False, False, info
