@@ -75,6 +75,31 @@ def _cartpole(ranks: int) -> dict[str, Any]:
     }
 
 
+def atari(ranks: int) -> dict[str, Any]:
+    """Return the setting for Atari: 8 games of 128 steps an iteration, updates of 256, 4 epochs; one network for both.
+
+    Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 5, with what later codes share: 4 epochs, a constant
+    clip ratio, half the value loss, gradient clipping and orthogonal initialization (Huang et al. 2022,
+    iclr-blog-track.github.io/2022/03/25/ppo-implementation-details).
+    """
+    return {
+        **_shared_out(ranks, environments=8, length=128, minibatch=256),
+        "train_pi_epochs": 4,
+        "train_v_epochs": 4,
+        "pi_lr": 2.5e-4,
+        "vf_lr": 2.5e-4,
+        "anneal_lr": True,
+        "clip_ratio": 0.1,
+        "entropy_coef": 0.01,
+        "value_coef": 0.5,
+        "pi_grad_clip": 0.5,
+        "v_grad_clip": 0.5,
+        "adam_epsilon": 1e-5,
+        "clip_rewards": True,
+        "orthogonal_init": True,
+    }
+
+
 def _pendulum(ranks: int) -> dict[str, Any]:
     return {
         **_shared_out(ranks, environments=4, length=1024, minibatch=64),

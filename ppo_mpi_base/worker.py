@@ -35,7 +35,9 @@ KL_TOLERANCE = 1.5
 """An update is not applied where the KL estimate exceeds this many times `target_kl`."""
 
 EVALUATION_BATCH = 4096
-"""Samples per forward pass over a finished rollout: enough to be fast, few enough for a CNN's activations to fit."""
+"""Samples per forward pass over a finished rollout, at most."""
+EVALUATION_NUMBERS = 2**23
+"""Numbers in the observations of such a pass, at most: with more, a CNN waits for memory rather than computes."""
 SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
@@ -208,8 +210,9 @@ class Worker:
             next_values=torch.empty_like(rewards),
         )
         flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
-        for start in range(0, rewards.numel(), EVALUATION_BATCH):
-            seen, actions, log_probs, values = (x[start : start + EVALUATION_BATCH] for x in flat)
+        batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // observations[0, 0].numel()))
+        for start in range(0, rewards.numel(), batch):
+            seen, actions, log_probs, values = (x[start : start + batch] for x in flat)
             policy, value = self.actor_critic.policy_and_value(seen)
             log_probs.copy_(policy.log_prob(actions))
             values.copy_(value)

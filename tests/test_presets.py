@@ -14,7 +14,7 @@ from ppo_mpi_base import presets
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.networks import mlp
 
-PRESETS = [(presets.mujoco, 32, 4096, 256), (presets.mujoco_paper, 16, 2048, 64)]
+PRESETS = [(presets.mujoco, 32, 4096, 256), (presets.mujoco_paper, 16, 2048, 64), (presets.atari, 8, 1024, 256)]
 
 
 @pytest.mark.parametrize(("preset", "environments", "samples", "minibatch"), PRESETS)
@@ -23,7 +23,7 @@ def test_a_preset_is_shared_out(
     preset: Callable[[int], dict[str, Any]], environments: int, samples: int, minibatch: int, ranks: int
 ) -> None:
     own = preset(ranks)
-    assert own["num_environments"] * ranks == environments
+    assert own["num_environments"] * ranks == max(environments, ranks)
     assert own["num_environments"] * own["rollout_length_per_worker"] * ranks == samples
     assert own["train_batch_size"] * ranks == minibatch
 

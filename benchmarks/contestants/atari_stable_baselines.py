@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""Stable-Baselines3 on Pong: its own wrappers and Nature network, 8 games of 128 steps, minibatches of 256, 4 epochs.
+
+Besides stable-baselines3 it needs ale-py and opencv-python-headless.
+"""
+
+import argparse
+import importlib
+import json
+import time
+
+import ale_py
+import gymnasium
+
+ITERATION = 8 * 128
+WARM_ITERATIONS = 1
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--seconds", type=float, default=20)
+arguments = parser.parse_args()
+
+gymnasium.register_envs(ale_py)
+make_atari_env = importlib.import_module("stable_baselines3.common.env_util").make_atari_env
+games = make_atari_env("ALE/Pong-v5", 8, env_kwargs={"frameskip": 1, "repeat_action_probability": 0.0})
+model = importlib.import_module("stable_baselines3").PPO(
+    "CnnPolicy",
+    importlib.import_module("stable_baselines3.common.vec_env").VecFrameStack(games, 4),
+    n_steps=128,
+    batch_size=256,
+    n_epochs=4,
+    learning_rate=2.5e-4,
+    clip_range=0.1,
+    ent_coef=0.01,
+    vf_coef=0.5,
+    device="cpu",
+)
+
+
+def learn() -> None:
+    model.learn(ITERATION, reset_num_timesteps=False)
+
+
+for _ in range(WARM_ITERATIONS):
+    learn()
+iterations, started = 0, time.perf_counter()
+while (passed := time.perf_counter() - started) < arguments.seconds:
+    learn()
+    iterations += 1
+print(json.dumps({"steps_per_second": iterations * ITERATION / passed}))
