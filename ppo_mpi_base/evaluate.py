@@ -142,7 +142,8 @@ def evaluate(
         max_ep_len: steps after which an episode (a whole game) is truncated.
         state_processing_hook: as for `PPO()`.
         ranks: None: all ranks.
-        progress: gets the number of episodes that are over, at least every half second and on each rank.
+        progress: gets the number of episodes that are over, about every half second and on each rank; what it raises
+            (on each rank) ends the evaluation.
 
     Raises:
         ConfigurationError: an argument, or what `env_fn` builds, does not fit; on all ranks.
@@ -265,12 +266,16 @@ def _episode(
     environments.reset(observations)
     ended: list[Episode] = []
     while not ended:
+        _check_finite("observation", observations, k)
         step = environments.step(_action(policy, observations, noise), observations)
-        for what, found in (("reward", step.rewards), ("observation", observations)):
-            if not np.isfinite(found).all():
-                raise TrainingError(f"{what} is not finite: env_fn's environment, in episode {k} of an evaluation")
+        _check_finite("reward", step.rewards, k)
         ended = step.episodes
         yield ended[0] if ended else None
+
+
+def _check_finite(what: str, found: np.ndarray, k: int) -> None:
+    if not np.isfinite(found).all():
+        raise TrainingError(f"{what} is not finite: env_fn's environment, in episode {k} of an evaluation")
 
 
 def _action(policy: ActorCritic, observations: np.ndarray, noise: np.random.Generator | None) -> np.ndarray:

@@ -56,8 +56,9 @@ class Interruption:
 
     @property
     def pressing(self) -> bool:
-        """Whether half of the time from the signal to the deadline is over: what can be left out should be."""
-        return self._came is not None and time.monotonic() - self._came_at >= self._deadline / 2
+        """Whether half of the deadline has passed since this rank was asked to stop: what can be left out should be."""
+        asked_at = self._came_at if self._came is not None else self._ends_at
+        return asked_at is not None and time.monotonic() - asked_at >= self._deadline / 2
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._came == number and time.monotonic() - self._came_at >= SAME_REQUEST:

@@ -29,25 +29,13 @@ from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.evaluate import RESAMPLES, Evaluation, evaluate
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.interruption import REQUEUE
-from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import ActorCritic
-from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator
 from ppo_mpi_base.worker import Worker
+from tests.evaluating import ACTIONS, Drawing, policy_of, rest, rows, small, state, train
 from tests.scripted import FaultyEnv, ScriptedEnv
-
-OBSERVATIONS = Box(-np.inf, np.inf, (4,), np.float32)
-ACTIONS = Box(-1.0, 1.0, (2,), np.float32)
-
-
-def policy_of(
-    network: nn.Module | None = None, actions: gymnasium.Space = ACTIONS, normalize: bool = False, log_std: float = 0.0
-) -> ActorCritic:
-    torch.manual_seed(0)
-    n = int(actions.n) if isinstance(actions, Discrete) else actions.shape[0]
-    return ActorCritic(network or mlp(4, n, (64, 64)), mlp(4), OBSERVATIONS, actions, log_std, normalize)
 
 
 class Constant(nn.Module):
@@ -59,37 +47,6 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output.expand(len(x), -1)
-
-
-class Drawing(gymnasium.Env):
-    """Draws from its own generator and all global ones; counts its resets and how many of it are there."""
-
-    observation_space, action_space = OBSERVATIONS, ACTIONS
-    built = closed = 0
-
-    def __init__(self) -> None:
-        type(self).built += 1
-        self.resets, self.at_first = 0, np.random.uniform()
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.steps, self.resets = 0, self.resets + 1
-        self.horizon = int(self.np_random.integers(1, 9))
-        return self._observe(), {}
-
-    def _observe(self) -> np.ndarray:
-        drawn = self.np_random.normal(), np.random.normal(), random.random(), torch.rand(()).item()
-        return np.array(drawn, np.float32)
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        assert ACTIONS.contains(action), action
-        self.steps += 1
-        observation = self._observe()
-        reward = float(observation.sum() + action.sum() + self.at_first + 10 * (self.resets - 1))
-        return observation, reward, self.steps == self.horizon, False, {}
-
-    def close(self) -> None:
-        type(self).closed += 1
 
 
 # Statistics.
@@ -277,7 +234,7 @@ def test_the_global_random_states_and_threads_are_left_as_they_were() -> None:
             if evaluated:
                 evaluate(policy, Drawing, episodes=3)
                 found = drawn()
-        assert drawn() == found
+        assert drawn() == found and found[3] == 2
     finally:
         torch.set_num_threads(threads)
 
@@ -393,7 +350,13 @@ def test_a_game_that_takes_too_long_counts_as_far_as_it_went() -> None:
         ),
         ({"state_processing_hook": lambda x: x[1:]}, "state_processing_hook gave an observation of shape"),
         ({"env_fn": partial(FaultyEnv, "nan", 2)}, "observation is not finite: .*episode 0 of an evaluation"),
-        ({"env_fn": partial(FaultyEnv, "nan", 0)}, "observation is not finite"),
+        (
+            {
+                "policy": policy_of(actions=Discrete(2)),
+                "env_fn": partial(FaultyEnv, "nan", 0, action_space=Discrete(2)),  # NaN gives action 0, no other sign
+            },
+            "observation is not finite",
+        ),
         ({"env_fn": partial(FaultyEnv, "nan reward", 5)}, "reward is not finite"),
         ({"env_fn": partial(FaultyEnv, "shape", 2)}, "environment 0: env_fn gave an observation of shape"),
     ],
@@ -406,76 +369,34 @@ def test_what_does_not_fit_is_told_in_a_line(keywords: dict[str, Any], text: str
     assert "\n" not in str(raised.value)
 
 
+def test_an_episode_that_fails_is_named_by_its_number() -> None:
+    built: list[gymnasium.Env] = []
+
+    def env_fn() -> gymnasium.Env:
+        built.append(FaultyEnv("shape" if len(built) == 2 else "nan", 2, in_episode=0 if len(built) == 2 else 9))
+        return built[-1]
+
+    with pytest.raises(TrainingError, match="environment 2: env_fn gave an observation of shape"):
+        evaluate(policy_of(), env_fn, episodes=4)
+
+
 # During training.
-
-small = partial(mlp, hidden=(8,))
-
-
-def train(directory: Path, **keywords: Any) -> Worker:
-    """Train for four iterations of 16 steps, or as the keywords say, and return the worker."""
-
-    class Keep(Hooks):
-        def on_start(self, worker: Worker) -> None:
-            self.worker = worker
-
-    keep = Keep()
-    np.random.seed(0)
-    random.seed(0)
-    given: dict[str, Any] = {
-        "total_steps": 64,
-        "env_fn": Drawing,
-        "network_fn": small,
-        "value_network_fn": small,
-        "rollout_length_per_worker": 16,
-        "train_batch_size": 8,
-        "train_pi_epochs": 2,
-        "train_v_epochs": 2,
-        "normalize_observations": True,
-        "normalize_rewards": True,
-        "log_directory": directory / "logs",
-        "save_location": directory / "saved",
-        "checkpoint_seconds": 0,
-        "resume": "auto",
-        "compile": False,
-        "quiet": True,
-        "hooks": [keep],
-        **keywords,
-    }
-    PPO(**given)
-    return keep.worker
-
-
-def rows(directory: Path) -> list[dict[str, float]]:
-    found = read_progress(directory / "logs" / "progress.csv")[1]
-    return [{name: float(text) for name, text in row.items()} for row in found]
-
-
-def rest(row: dict[str, float]) -> dict[str, float]:
-    """Return the part of a row that is neither about evaluation nor about time."""
-    others = ("evaluation_", "time_", "fps", "seconds", "slowest_rank")
-    return {name: value for name, value in row.items() if not name.startswith(others)}
-
-
-def state(worker: Worker) -> list[bytes]:
-    tensors = [*worker.actor_critic.state_dict().values(), *worker.optimizer.state().values()]
-    arrays = [x.detach().numpy() for x in tensors] + [*worker.environments.progress().values()]
-    return [np.asarray(array).tobytes() for array in (*arrays, np.random.get_state()[1], torch.get_rng_state())]
 
 
 def test_a_run_with_evaluations_is_the_run_without(tmp_path: Path) -> None:
     dropout = {
         "network_fn": lambda obs_dim, act_dim: nn.Sequential(small(obs_dim, 8), nn.Dropout(), nn.Linear(8, act_dim))
     }
-    without = train(tmp_path / "without", **dropout)
-    evaluated = train(tmp_path / "with", evaluate_every=24, evaluate_episodes=3, **dropout)
+    without = train(tmp_path / "without", seed=3, **dropout)
+    evaluated = train(tmp_path / "with", seed=3, evaluate_every=24, evaluate_episodes=3, **dropout)
     assert state(evaluated) == state(without) and evaluated.flat.attached()
     ours, theirs = rows(tmp_path / "with"), rows(tmp_path / "without")
     np.testing.assert_equal([rest(row) for row in ours], [rest(row) for row in theirs])
     # Iterations end at 16, 32, 48 and 64; the multiples of 24 are 24 and 48.
     assert [np.isfinite(row["evaluation_return"]) for row in ours] == [False, True, True, False]
     assert "evaluation_return" not in theirs[0]
-    wanted = train(tmp_path / "short", total_steps=48, **dropout)
-    played = evaluate(wanted.actor_critic, Drawing, episodes=3)
+    wanted = train(tmp_path / "short", seed=3, total_steps=48, **dropout)
+    played = evaluate(wanted.actor_critic, Drawing, episodes=3, seed=3)
     assert (ours[2]["evaluation_return"], ours[2]["evaluation_length"]) == (played.mean, played.mean_length)
 
 

@@ -80,6 +80,16 @@ def test_without_a_request_there_is_none():
         assert interruption.requested
 
 
+def test_a_request_is_pressing_when_half_of_the_deadline_is_over():
+    with Interruption(0.2, 0.8) as limited, Interruption(None, 0.6) as signalled:
+        time.sleep(0.3)
+        assert limited.requested and not limited.pressing and not signalled.pressing
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signalled.requested and not signalled.pressing
+        time.sleep(0.4)
+        assert limited.pressing and signalled.pressing
+
+
 IMPATIENT = """
 import os
 import signal

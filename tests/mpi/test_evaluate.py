@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ppo_mpi_base.evaluate import evaluate
+from tests.evaluating import Drawing, policy_of, rest, rows
 from tests.mpi.launch import launch
-from tests.test_evaluate import Drawing, policy_of, rest, rows
 
 SCRIPT = """
 import json
@@ -24,7 +24,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate
 from ppo_mpi_base.mpi import world
 from tests.scripted import ScriptedEnv
-from tests.test_evaluate import Drawing, policy_of, state, train
+from tests.evaluating import Drawing, policy_of, state, train
 
 directory, ranks = Path(sys.argv[1]), world()
 played = [evaluate(policy_of(), Drawing, episodes=n, deterministic=n == 7) for n in (7, 4, 1)]
