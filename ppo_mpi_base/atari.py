@@ -37,7 +37,12 @@ FRAMES_PER_STEP = 4
 
 
 def atari_env(
-    env_id: str, *, life_loss_ends: bool = True, noop_max: int = 30, max_game_steps: int = 27_000
+    env_id: str,
+    *,
+    life_loss_ends: bool = True,
+    noop_max: int = 30,
+    max_game_steps: int = 27_000,
+    render_mode: str | None = None,
 ) -> gymnasium.Env:
     """Build one game by Gymnasium's wrappers. It needs the package opencv-python-headless.
 
@@ -46,6 +51,7 @@ def atari_env(
         life_loss_ends: end an episode at each lost life; the game itself goes on at the next reset.
         noop_max: a game starts by 1 to so many frames without action, drawn from `np_random`; 0: by none.
         max_game_steps: steps of 4 frames after which a game is truncated.
+        render_mode: "rgb_array" for pictures of the screen, as Gymnasium has it.
 
     Raises:
         ConfigurationError: `env_id` is no game.
@@ -58,6 +64,7 @@ def atari_env(
         repeat_action_probability=0.0,
         max_num_frames_per_episode=None,
         obs_type="grayscale",
+        render_mode=render_mode,
         disable_env_checker=True,
     )
     if "FIRE" in game.unwrapped.get_action_meanings():  # type: ignore[attr-defined]

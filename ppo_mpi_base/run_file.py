@@ -28,7 +28,9 @@ PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "
 def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
     """Write settings and facts, whole or not at all; on rank 0 only."""
     written = {name: NONE if value is None else value for name, value in settings.items()}
-    header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again; [facts] are read by nobody.\n"
+    header = (
+        "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again; [facts] are read by nobody.\n"
+    )
     write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
 
 

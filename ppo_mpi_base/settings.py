@@ -23,7 +23,11 @@ from ppo_mpi_base.errors import ConfigurationError
 
 ENV_ID = "A Gymnasium id, whose tuned settings are the defaults here; or a run's file, such as runs/.../run.toml."
 OWN: dict[str, tuple[Any, Any, str]] = {
-    "hidden": (tuple[int, ...], (64, 64), "Units of each hidden layer of the policy's and the value's tanh network."),
+    "hidden": (
+        tuple[int, ...],
+        (64, 64),
+        "Units of each hidden layer of the policy's and the value's tanh network; not for games.",
+    ),
     "directory": (str | None, None, "Where the run's logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
 }
 """What a run from the command line has beside the keywords of `PPO()`: name -> type, default, help."""

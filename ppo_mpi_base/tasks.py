@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -13,6 +15,7 @@ from gymnasium.wrappers import FlattenObservation
 
 from ppo_mpi_base import presets
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.networks import mlp, shared_nature_cnn
 
 
 def specification(env_id: str) -> EnvSpec:
@@ -33,14 +36,21 @@ def specification(env_id: str) -> EnvSpec:
 
 
 def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """Build the environment of an id; observations that are no vector of numbers are flattened into one.
+    """Build the environment of an id: of a game, as `atari.atari_env` does.
+
+    Observations that are no vector of numbers are flattened into one.
 
     Raises:
         ConfigurationError: it is not known, needs a package that is not there, or does not take the keywords.
     """
-    if _package(env_id) == "gymnasium.envs.mujoco":
+    package = _package(env_id)
+    if package == "gymnasium.envs.mujoco":
         _silence_mujoco()
     try:
+        if package.startswith("ale_py"):
+            from ppo_mpi_base.atari import atari_env
+
+            return atari_env(env_id, **kwargs)
         made = gymnasium.make(specification(env_id), **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise _unfit(env_id, error) from error
@@ -54,10 +64,26 @@ def settings(env_id: str, ranks: int) -> dict[str, Any]:
     package = _package(env_id)
     if package == "gymnasium.envs.classic_control":
         return {"total_steps": 100_000, **presets.classic_control(env_id, ranks)}
+    if package.startswith("ale_py"):
+        return {"total_steps": 10_000_000, **presets.atari(ranks)}
     made = environment(env_id)
     preset = presets.mujoco if isinstance(made.action_space, Box) else presets.discrete
     made.close()
     return {"total_steps": 1_000_000, **preset(ranks)}
+
+
+def functions(env_id: str, hidden: Sequence[int]) -> dict[str, Any]:
+    """Return the functions that `PPO()` wants for an environment: tanh networks of hidden layers of such widths.
+
+    Games have one Nature network for policy and value, and are stepped by ale_py's vector environment.
+    """
+    if _package(env_id).startswith("ale_py"):
+        from ppo_mpi_base.atari import atari_vector_env
+
+        vector = partial(atari_vector_env, env_id=env_id)
+        return {"env_fn": partial(environment, env_id), "make_vec_env_fn": vector, "network_fn": shared_nature_cnn}
+    network = partial(mlp, hidden=tuple(hidden))
+    return {"env_fn": partial(environment, env_id), "network_fn": network, "value_network_fn": network}
 
 
 def _package(env_id: str) -> str:

@@ -106,3 +106,15 @@ def test_observations_become_vectors() -> None:
     assert made.observation_space.shape == (32 + 11 + 2,)
     with pytest.raises(ConfigurationError, match="env_id='CartPole-v1'"):
         tasks.environment("CartPole-v1", no_such_keyword=1)
+
+
+def test_a_game_is_built_by_its_own_functions() -> None:
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    made = tasks.environment("ALE/Pong-v5", render_mode="rgb_array")
+    made.reset(seed=0)
+    assert made.observation_space.shape == (4, 84, 84) and made.render().shape == (210, 160, 3)  # type: ignore[union-attr]
+    given = tasks.functions("ALE/Pong-v5", (64, 64))
+    vector = given["make_vec_env_fn"](given["env_fn"], 2)
+    assert vector.num_envs == 2 and "value_network_fn" not in given
+    vector.close()
