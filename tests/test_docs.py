@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The code of the documentation: what its pages mark by a first line "# run" runs, shortened."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mpi.launch import ROOT, environment
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+MARK = "# run\n"
+
+# Runs each file given, in one process, for torch takes long to import. Only total_steps differs from the page.
+RUNNER = """
+import re, sys
+from pathlib import Path
+
+for file in map(Path, sys.argv[1:]):
+    code = re.sub(r"total_steps=([0-9.e_]+)", lambda m: f"total_steps={float(m[1]) // 200}", file.read_text("utf-8"))
+    print(f"{file.name} runs", flush=True)
+    exec(compile(code, file.stem, "exec"), {"__name__": "__main__"})
+"""
+
+
+def marked(page: Path) -> dict[int, str]:
+    """Return the marked blocks of a page by the number of their first line, each with that many lines before it."""
+    text = page.read_text(encoding="utf-8")
+    blocks = {}
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start(2))
+        if block[2].startswith(MARK):
+            blocks[line + 1] = "\n" * line + block[2]
+    return blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_python_can_be_parsed(page: Path) -> None:
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        compile(block[2], page.name, "exec")
+
+
+def test_marked_blocks_run(tmp_path: Path) -> None:
+    files = []
+    for page in PAGES:
+        for line, code in marked(page).items():
+            files.append(tmp_path / f"{page.name}:{line}.py")
+            files[-1].write_text(code, encoding="utf-8")
+    assert len(files) >= 9, "blocks have lost their mark"
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, *map(str, files)],
+        cwd=tmp_path,
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr}"
+    assert (tmp_path / "rows.jsonl").read_text().count("\n") >= 1
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """Return what a module or class defines: functions, classes, fields and attributes."""
+    stored = [n for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)]
+    defined = {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    return defined | {getattr(n, "id", "") or getattr(n, "attr", "") for n in stored}
+
+
+def test_what_pages_name_is_there() -> None:
+    # Such as `rollout.gae` or `Worker.step`: by them a page says where something is computed, or what code may read.
+    modules = {path.stem: ast.parse(path.read_text("utf-8")) for path in (ROOT / "ppo_mpi_base").glob("*.py")}
+    owners = {name: names_in(module) for name, module in modules.items()}
+    for module in modules.values():
+        owners.update({n.name: names_in(n) for n in module.body if isinstance(n, ast.ClassDef)})
+    owners.update(batch=owners["Batch"], rollout=owners["rollout"] | owners["Rollout"], worker=owners["Worker"])
+    owners["actor_critic"] = owners["ActorCritic"]
+    checked = 0
+    for page in PAGES:
+        for owner, name in re.findall(r"`([A-Za-z_]+)\.([A-Za-z_]+)[^`]*`", page.read_text("utf-8")):
+            if owner in owners and name != "py":  # a file
+                assert name in owners[owner], f"{page.name}: {owner}.{name} is not there"
+                checked += 1
+    assert checked > 50
+
+
+def test_the_page_of_results_gets_every_score() -> None:
+    hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
+    page = hook["on_page_markdown"]((DOCS / "results.md").read_text(encoding="utf-8"))
+    scores = (ROOT / "results" / "learning" / "scores.csv").read_text(encoding="utf-8").split("\n")[1:-1]
+    for row in scores:
+        assert f"| {row.replace(',', ' | ')} |" in page
