@@ -25,7 +25,7 @@ import re, sys
 from pathlib import Path
 
 for file in map(Path, sys.argv[1:]):
-    code = re.sub(r"total_steps=([0-9.e_]+)", lambda m: f"total_steps={float(m[1]) // 200}", file.read_text("utf-8"))
+    code = re.sub(r"total_steps=([0-9.e_]+)", lambda m: f"total_steps={float(m[1]) // 400}", file.read_text("utf-8"))
     print(f"{file.name} runs", flush=True)
     exec(compile(code, file.stem, "exec"), {"__name__": "__main__"})
 """
