@@ -6,6 +6,8 @@
 #   make lint      check style; make format puts it right
 #   make type      check types
 #   make bench     measure speed
+#   make results   train nine MuJoCo tasks over ten seeds, or go on with it
+#   make docs      build the documentation
 #
 # Each sets up .venv by itself the first time, and again only after pyproject.toml or constraints.txt has changed.
 # Needs Python >= 3.11 with venv (Debian: apt install python3-venv); no MPI library and no compiler.
@@ -19,7 +21,7 @@ RANKS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup train test test-openmpi lint format type bench
+.PHONY: setup train test test-openmpi lint format type bench results docs
 
 setup: $(STAMP)
 
@@ -60,3 +62,9 @@ type: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+results: $(STAMP)
+	$(BIN)/python benchmarks/results.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
