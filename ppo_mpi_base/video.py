@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""A saved policy at work, filmed: an mp4 or a GIF of its episodes, also on machines without a display."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from rich.console import Console
+from torch import nn
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.saved_policy import load_policy
+
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+GL_PACKAGES = "apt install libegl1 libgl1-mesa-dri (or libosmesa6)"
+DEFAULT_RATE = 30.0
+GIF_RATE = 50.0
+"""Frames per second: browsers slow down a GIF whose frames last less than 20 ms."""
+
+
+def record_video(
+    directory: str | Path,
+    env_fn: Callable[..., gymnasium.Env],
+    output: str | Path = "video.mp4",
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 1,
+    which: Literal["best", "latest"] = "best",
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int | None = None,
+    network_fn: Callable[..., nn.Module] | None = None,
+    policy_kwargs: dict[str, Any] | None = None,
+) -> Path:
+    """Film episodes of a saved policy, and print the return of each.
+
+    Without a display, MuJoCo draws by EGL or else OSMesa, and pygame by SDL's dummy driver: the environment variables
+    MUJOCO_GL and SDL_VIDEODRIVER, where they are not set, are set for the rest of the process.
+
+    Args:
+        directory: the `save_location` that was given to `PPO()`.
+        env_fn: builds the environment, as for `PPO()`; must take `render_mode="rgb_array"` too.
+        output: the file to write, whole or not at all: .mp4 or .gif. Its frame rate is that of the environment's
+            `metadata["render_fps"]`, of a GIF at most 50 frames per second.
+        env_kwargs: for `env_fn`.
+        episodes: how many, one after another.
+        which: the networks that earned the best mean return, or the latest.
+        seed: of the environment and of sampled actions.
+        deterministic: the most probable action, or a sampled one.
+        max_steps: agent steps after which an episode is cut.
+        network_fn: builds the policy network, where `load_policy` needs it.
+        policy_kwargs: for `network_fn`.
+
+    Returns:
+        The path of the video.
+
+    Raises:
+        ConfigurationError: there is no such policy, the environment does not fit it or cannot be rendered, or the file
+            cannot be written; where a package is missing, the message says which.
+    """
+    path = Path(output)
+    if path.suffix not in (".mp4", ".gif"):
+        raise ConfigurationError(f"output={str(output)!r} must end in .mp4 or .gif")
+    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}={value} must be at least 1")
+    policy = load_policy(
+        directory,
+        which,
+        network_fn=network_fn,
+        policy_kwargs=policy_kwargs,
+        deterministic=deterministic,
+        seed=seed,
+    )
+    environment = _build(env_fn, env_kwargs or {})
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            video = _Video(Path(scratch) / path.name, float(environment.metadata.get("render_fps") or DEFAULT_RATE))
+            try:
+                returns = _play(environment, policy, video, episodes, seed, max_steps)
+            finally:
+                video.close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, video.path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"output={str(output)!r} cannot be written ({error})") from error
+    finally:
+        environment.close()
+    earned = ", ".join(f"{value:.6g}" for value in returns)
+    print(f"{path}: {video.frames} frames at {video.rate:.4g} per second; return {earned}", flush=True)
+    return path
+
+
+def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """Return an environment that can be rendered on this machine."""
+    remedy = "it must take render_mode and pass it on, as in gymnasium.make(..., render_mode=render_mode)"
+    parameters = inspect.signature(env_fn).parameters.values()
+    if not any(p.name == "render_mode" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise ConfigurationError(f"env_fn: {remedy}")
+    headless = not any(os.environ.get(name) for name in DISPLAYS)
+    if headless:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    environment = env_fn(**{**env_kwargs, "render_mode": "rgb_array"})
+    if environment.render_mode != "rgb_array":
+        environment.close()
+        raise ConfigurationError(f"env_fn built an environment of render_mode={environment.render_mode!r}: {remedy}")
+    if headless and hasattr(environment.unwrapped, "mujoco_renderer"):
+        choose_mujoco_backend()
+    return environment
+
+
+def choose_mujoco_backend() -> None:
+    """Set MUJOCO_GL, unless it is set, to what can draw without a display: "egl", or else "osmesa".
+
+    Gymnasium reads it at an environment's first `render()`, MuJoCo's own renderers when `mujoco` is imported.
+
+    Raises:
+        ConfigurationError: neither can.
+    """
+    if os.environ.get("MUJOCO_GL"):
+        return
+    for backend in ("egl", "osmesa"):
+        # In another process: what has been tried here once, PyOpenGL keeps for good. A library may be there without a
+        # driver, so the trial is a whole context.
+        trial = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
+        variables = {**os.environ, "MUJOCO_GL": backend}
+        if subprocess.run([sys.executable, "-c", trial], env=variables, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return
+    raise ConfigurationError(f"MuJoCo cannot draw here: no display, and neither EGL nor OSMesa works: {GL_PACKAGES}")
+
+
+def _play(
+    environment: gymnasium.Env,
+    policy: Callable[[np.ndarray], np.ndarray],
+    video: _Video,
+    episodes: int,
+    seed: int,
+    max_steps: int | None,
+) -> list[float]:
+    """Act, film, and return what each episode earned."""
+    returns = []
+    with Console(stderr=True).status("") as status:
+        for episode in range(episodes):
+            observation, _ = environment.reset(seed=seed if episode == 0 else None)
+            video.add(_frame(environment))
+            earned, steps, over = 0.0, 0, False
+            while not over and steps != max_steps:
+                action = _action(policy, observation, environment.action_space)
+                observation, reward, terminated, truncated, _ = environment.step(action)
+                video.add(_frame(environment))
+                earned, steps, over = earned + float(reward), steps + 1, terminated or truncated
+                status.update(f"episode {episode + 1} of {episodes}: step {steps}, return {earned:.6g}")
+            returns.append(earned)
+    return returns
+
+
+def _action(policy: Callable[[np.ndarray], np.ndarray], observation: Any, space: gymnasium.Space) -> np.ndarray:
+    try:
+        action = policy(observation)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"env_fn: the policy was saved for other observations than {np.shape(observation)}: {reason}"
+        ) from error
+    if np.shape(action) != space.shape:
+        raise ConfigurationError(f"env_fn: the policy was saved for other actions than {space}")
+    return action
+
+
+def _frame(environment: gymnasium.Env) -> np.ndarray:
+    """Return what the environment shows now, (H, W, 3) uint8."""
+    try:
+        frame = environment.render()
+    except Exception as error:  # of whichever library draws
+        reason = " ".join(str(error).split())
+        mujoco = hasattr(environment.unwrapped, "mujoco_renderer")
+        hint = f"; on a machine without a display, unset DISPLAY and MUJOCO_GL, and {GL_PACKAGES}" if mujoco else ""
+        raise ConfigurationError(f"env_fn: the environment cannot be rendered: {reason}{hint}") from error
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        what = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ConfigurationError(f"env_fn: the environment renders {what}, not an image (height, width, 3) of uint8")
+    return frame
+
+
+class _Video:
+    """An mp4 or GIF that grows frame by frame: a film of thousands of frames does not fit the memory."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.frames, self._seen = path, 0, 0
+        # A GIF's frames last whole hundredths of a second; of more than 50 a second, some are left out.
+        self._stride = int(np.ceil(rate / GIF_RATE)) if path.suffix == ".gif" else 1
+        self.rate = rate / self._stride
+        try:
+            import imageio.v2 as imageio
+
+            if path.suffix == ".gif":
+                self._writer: Any = imageio.get_writer(path, mode="I", duration=1000 / self.rate, loop=0)
+            else:
+                # Sizes are even already: imageio would blur a frame by scaling it to a multiple of 16.
+                self._writer = imageio.get_writer(
+                    path, mode="I", fps=rate, codec="libx264", macro_block_size=1, ffmpeg_log_level="error"
+                )
+        except (ImportError, ValueError) as error:  # ValueError: imageio finds no plugin for .mp4
+            raise ConfigurationError(
+                'output: videos need a package that is missing: pip install "imageio[ffmpeg]"'
+            ) from error
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame (H, W, 3), with its last row or column twice where an mp4 needs an even size."""
+        if self._seen % self._stride == 0:
+            height, width, _ = frame.shape
+            if self.path.suffix == ".mp4":
+                frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            self._writer.append_data(frame)
+            self.frames += 1
+        self._seen += 1
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
