@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Statistics of scores over seeds and tasks, with bootstrap intervals: Agarwal et al. 2021, arxiv.org/abs/2108.13264.
+
+`Scores` are an array (seeds, tasks), or a list with an array (seeds,) for each task, where seeds may differ in number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ppo_mpi_base.errors import ConfigurationError
+
+Floats = NDArray[np.float64]
+Scores = Floats | Sequence[ArrayLike]
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+def by_task(scores: Scores) -> list[Floats]:
+    """Return an array (..., seeds) float64 for each task.
+
+    Raises:
+        ConfigurationError: there is no task, or a task without a seed.
+    """
+    columns = np.atleast_2d(scores).T if isinstance(scores, np.ndarray) else scores
+    tasks = [np.asarray(task, dtype=np.float64) for task in columns]
+    if not tasks or any(task.ndim == 0 or task.shape[-1] == 0 for task in tasks):
+        raise ConfigurationError(f"scores={scores!r} must be an array (seeds, tasks) or a list of arrays (seeds,)")
+    return tasks
+
+
+def mean(scores: Scores) -> Floats:
+    """Return the mean over tasks of each task's mean over seeds."""
+    return np.mean([task.mean(-1) for task in by_task(scores)], axis=0)
+
+
+def interquartile_mean(scores: Scores) -> Floats:
+    """Return the mean of the middle half of all runs, of all tasks together (Agarwal et al. 2021, section 4.3).
+
+    A quarter of the runs, rounded down, is dropped at each end. Tasks need a common scale: see `normalize`.
+    """
+    runs = np.sort(np.concatenate(by_task(scores), axis=-1), axis=-1)
+    dropped = runs.shape[-1] // 4
+    return runs[..., dropped : runs.shape[-1] - dropped].mean(-1)
+
+
+def probability_of_improvement(a: Scores, b: Scores) -> Floats:
+    """Return P(X > Y) + P(X = Y) / 2 of a run X of `a` and a run Y of `b`, the mean over tasks (section 4.3).
+
+    For each task it is the Mann-Whitney statistic U / (seeds of a x seeds of b).
+
+    Raises:
+        ConfigurationError: the two have different numbers of tasks.
+    """
+    tasks_a, tasks_b = by_task(a), by_task(b)
+    if len(tasks_a) != len(tasks_b):
+        raise ConfigurationError(f"a has {len(tasks_a)} tasks and b has {len(tasks_b)}: give the scores of the same")
+    pairs = [(x[..., :, None], y[..., None, :]) for x, y in zip(tasks_a, tasks_b, strict=True)]
+    return np.mean([((x > y) + 0.5 * (x == y)).mean((-2, -1)) for x, y in pairs], axis=0)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Floats], *samples: Scores, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """Return the stratified percentile bootstrap interval of a statistic of one or more scores.
+
+    Seeds are drawn again with replacement, within each task and each of `samples`. With few seeds the interval is too
+    narrow: with 3 it covers the truth less often than `level` says.
+
+    Args:
+        statistic: takes as many scores as there are `samples`, as lists of arrays (draws, seeds), and returns (draws,).
+        samples: scores, of as many seeds a task as there are.
+        draws: how often to draw.
+        level: share of the drawn statistics inside the interval, from 0 to 1.
+        seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        Both ends; NaN where some task has a single seed, of which nothing is known about the spread.
+    """
+    strata = [by_task(scores) for scores in samples]
+    if min(len(task) for tasks in strata for task in tasks) < 2:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(seed)
+    drawn = [[task[random.integers(len(task), size=(draws, len(task)))] for task in tasks] for tasks in strata]
+    low, high = np.quantile(statistic(*drawn), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def normalize(scores: Scores, references: Sequence[tuple[float, float]]) -> list[Floats]:
+    """Return (score - low) / (high - low) with each task's reference scores (low, high).
+
+    Raises:
+        ConfigurationError: a high reference is not above the low one.
+    """
+    for low, high in references:
+        if not high > low:
+            raise ConfigurationError(f"references: high={high!r} must be above low={low!r}")
+    return [(task - low) / (high - low) for task, (low, high) in zip(by_task(scores), references, strict=True)]
+
+
+def references_of(starts: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """Return a task's reference scores from its runs: the lowest return that one started with, and the highest score.
+
+    Where no run rose above that start, the high reference lies as far above it as the lowest score lies below.
+    """
+    low, worst, best = float(np.min(starts)), float(np.min(scores)), float(np.max(scores))
+    return low, best if best > low else low + ((low - worst) or 1.0)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Two groups of runs compared: means, interquartile means and the probability of improvement, as table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ppo_mpi_base import aggregates
+from ppo_mpi_base.aggregates import Scores
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.runs import Run
+
+References = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% bootstrap interval, NaN where there is a single seed."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, statistic: Any, *samples: Scores) -> Estimate:
+        """Return a statistic of scores, as `aggregates.bootstrap_interval` takes them."""
+        return cls(float(statistic(*samples)), *aggregates.bootstrap_interval(statistic, *samples))
+
+    def __str__(self) -> str:
+        return _number(self.value) + ("" if math.isnan(self.low) else f" [{_number(self.low)}, {_number(self.high)}]")
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """What two groups reached on one task."""
+
+    task: str
+    scores_a: tuple[float, ...]
+    scores_b: tuple[float, ...]
+    mean_a: Estimate
+    mean_b: Estimate
+    difference: Estimate
+    """Mean of A less mean of B."""
+    probability: Estimate
+    """That a run of A scores higher than one of B, ties counting half."""
+    reference: tuple[float, float]
+    """The scores that count as 0 and as 1 in the interquartile means."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two groups of runs reached, on the tasks that both have. `print` shows it as a table."""
+
+    labels: tuple[str, str]
+    tasks: tuple[TaskComparison, ...]
+    iqm_a: Estimate
+    """Interquartile mean over all runs, of normalized scores."""
+    iqm_b: Estimate
+    probability: Estimate
+    """Of improvement: the mean over tasks of the probability that a run of A scores higher than one of B."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON takes them, None where one is unknown."""
+        return _without_nan(dataclasses.asdict(self))
+
+    def __str__(self) -> str:
+        label_a, label_b = self.labels
+        table = Table(title=f"{label_a} (A) and {label_b} (B), mean ± standard deviation (seeds)", title_justify="left")
+        table.add_column("task", overflow="fold")
+        for name in ("A", "B", "A - B", "P(A > B)"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for task in self.tasks:
+            spreads = (_spread(task.scores_a), _spread(task.scores_b))
+            table.add_row(task.task or "all runs", *spreads, str(task.difference), str(task.probability))
+        table.add_section()
+        table.add_row("IQM, normalized", str(self.iqm_a), str(self.iqm_b), "", str(self.probability))
+        text = io.StringIO()
+        console = Console(file=text, width=120)
+        console.print(table)
+        text.write("[...]: 95% bootstrap intervals over seeds, too narrow where there are few. " + NORMALIZED + "\n")
+        return text.getvalue()
+
+
+NORMALIZED = "Normalized: 0 is the lowest start of a run on the task, 1 its highest score, unless references are given."
+
+
+def compare(
+    a: Mapping[str, Sequence[Run]],
+    b: Mapping[str, Sequence[Run]],
+    labels: tuple[str, str],
+    references: References | None = None,
+) -> Comparison:
+    """Compare the last returns of two groups of runs on the tasks that both have; warn of the others.
+
+    Args:
+        a: runs by task, as from `runs.read_group`.
+        b: runs by task.
+        labels: what the groups are called.
+        references: by task, the scores that count as 0 and as 1 in the interquartile mean. None: the lowest return that
+            a run of the two groups started with, and the highest score of one.
+
+    Raises:
+        ConfigurationError: the groups have no task in common, or a task has no reference scores.
+    """
+    tasks = [task for task in a if task in b]
+    if not tasks:
+        raise ConfigurationError(f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: no task is of both")
+    if alone := sorted(set(a) ^ set(b)):
+        warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
+    scale = {task: reference_of(task, [*a[task], *b[task]], references) for task in tasks}
+    rows = tuple(_compare_task(task, _scores(a[task]), _scores(b[task]), scale[task]) for task in tasks)
+    normalized = [
+        aggregates.normalize([_scores(group[task]) for task in tasks], list(scale.values())) for group in (a, b)
+    ]
+    iqm_a, iqm_b = (Estimate.of(aggregates.interquartile_mean, scores) for scores in normalized)
+    return Comparison(labels, rows, iqm_a, iqm_b, Estimate.of(aggregates.probability_of_improvement, *normalized))
+
+
+def reference_of(task: str, runs: Sequence[Run], references: References | None) -> tuple[float, float]:
+    """Return the scores of a task that count as 0 and as 1: those given, or else those of the runs themselves."""
+    if references is None:
+        return aggregates.references_of([run.returns[0] for run in runs], _scores(runs))
+    if task not in references:
+        raise ConfigurationError(f"references: task {task!r} is missing: give its scores (low, high)")
+    return references[task]
+
+
+def _compare_task(task: str, a: np.ndarray, b: np.ndarray, reference: tuple[float, float]) -> TaskComparison:
+    return TaskComparison(
+        task,
+        tuple(a.tolist()),
+        tuple(b.tolist()),
+        Estimate.of(aggregates.mean, [a]),
+        Estimate.of(aggregates.mean, [b]),
+        Estimate.of(lambda x, y: aggregates.mean(x) - aggregates.mean(y), [a], [b]),
+        Estimate.of(aggregates.probability_of_improvement, [a], [b]),
+        reference,
+    )
+
+
+def _scores(runs: Sequence[Run]) -> np.ndarray:
+    return np.array([run.score for run in runs])
+
+
+def _spread(scores: Sequence[float]) -> str:
+    spread = f" ± {_number(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+    return f"{_number(float(np.mean(scores)))}{spread} ({len(scores)})"
+
+
+def _listed(tasks: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(task or "a task without a name" for task in tasks)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

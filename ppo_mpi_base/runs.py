@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""Finished or unfinished runs, found on disk and read from their progress.csv."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.logger import read_progress
+
+Floats = NDArray[np.float64]
+Group = str | Path | Sequence[str | Path]
+"""Paths of a run's directory, of its progress.csv, or of a directory with runs beneath it."""
+
+ENVIRONMENT_ID = re.compile(r".+-v\d+$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What progress.csv says of a run, without the rows before an episode had ended."""
+
+    path: Path
+    task: str
+    """The nearest directory above that is named as an environment, such as Hopper-v5; "" where there is none."""
+    steps: Floats
+    """Agent steps, (rows,)."""
+    seconds: Floats
+    """Wall-clock time since the run began, (rows,); NaN where the file does not say it."""
+    returns: Floats
+    """Mean return of the last 100 training episodes, (rows,)."""
+
+    @property
+    def score(self) -> float:
+        """The last of the returns."""
+        return float(self.returns[-1])
+
+
+def find_runs(group: Group) -> list[Path]:
+    """Return the progress files of a group, each once, in order.
+
+    A .csv file is a run. So is a directory that holds progress.csv or logs/progress.csv. Of any other directory, all
+    progress.csv beneath it are runs or, where there is none, all seed*.csv. progress.1.csv, ... are of former runs.
+
+    Raises:
+        ConfigurationError: one of the paths has no run.
+    """
+    paths = [group] if isinstance(group, str | os.PathLike) else list(group)
+    found = [run for path in paths for run in _beneath(Path(path))]
+    return list({run.resolve(): run for run in found}.values())
+
+
+def _beneath(path: Path) -> list[Path]:
+    if path.is_file() and path.suffix == ".csv":
+        return [path]
+    for own in (path / "progress.csv", path / "logs" / "progress.csv"):
+        if own.is_file():
+            return [own]
+    found = sorted(path.rglob("progress.csv")) or sorted(path.rglob("seed*.csv"))
+    if not found:
+        why = "no progress.csv is beneath it" if path.is_dir() else "no such directory or .csv file"
+        raise ConfigurationError(f"runs={str(path)!r}: {why}; name the directory of a run, or one with runs beneath it")
+    return found
+
+
+def read_group(group: Group) -> dict[str, list[Run]]:
+    """Return the runs of a group by task, tasks in alphabetical order. Warn of runs without an ended episode.
+
+    Raises:
+        ConfigurationError: the group has no run, none with an ended episode, or a file that is no progress.csv.
+    """
+    paths = find_runs(group)
+    runs = [run for path in paths if (run := read_run(path)) is not None]
+    if not runs:
+        raise ConfigurationError(f"runs={str(paths[0])!r}: no episode has ended yet, in none of {len(paths)} runs")
+    return {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+
+
+def read_run(path: Path) -> Run | None:
+    """Return a run, or None with a warning where no episode has ended yet."""
+    table = read_columns("runs", path, ("total_steps", "episode_return"), optional=("seconds",))
+    steps, returns, seconds = table[:, np.isfinite(table[1])]
+    if not len(returns):
+        warnings.warn(f"{path} is left out: no episode has ended yet", stacklevel=2)
+        return None
+    names = [parent.name for parent in path.resolve().parents if ENVIRONMENT_ID.match(parent.name)]
+    return Run(path, names[0] if names else "", steps, seconds, returns)
+
+
+def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> Floats:
+    """Return columns of a progress.csv, (names + optional, rows) float64, with NaN for whatever is not finite.
+
+    An optional column that the file lacks is NaN too.
+
+    Raises:
+        ConfigurationError: the file cannot be read or lacks a column; the message names the argument.
+    """
+    try:
+        _, rows = read_progress(path)
+        cells = [[*(row[name] for name in names), *(row.get(name, "nan") for name in optional)] for row in rows]
+        table = np.array(cells, dtype=np.float64).reshape(-1, len(names) + len(optional)).T
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ConfigurationError(
+            f"{argument}={str(path)!r} is no progress.csv with numbers under {wanted} ({error!r})"
+        ) from error
+    return np.where(np.isfinite(table), table, np.nan)
+
+
+def on_common_grid(positions: Sequence[Floats], values: Sequence[Floats], points: int) -> tuple[Floats, Floats]:
+    """Interpolate curves linearly on the stretch that all of them cover: nothing is extrapolated.
+
+    Args:
+        positions: for each curve, where it was measured, ascending, (rows,).
+        values: for each curve, what was measured there, (rows,).
+        points: how many points the grid has.
+
+    Returns:
+        The grid (points,), and the values on it (curves, points). Both have no points where the curves do not overlap.
+    """
+    start, end = max(x[0] for x in positions), min(x[-1] for x in positions)
+    grid = np.linspace(start, end, points if start < end else int(start == end))
+    return grid, np.array([np.interp(grid, x, y) for x, y in zip(positions, values, strict=True)])
