@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""What a minibatch of 256 frames costs in one thread: `python -m benchmarks.contestants.atari_minibatch`.
+
+In each variant: the Nature network for policy and value with torch's own first layer or by space-to-depth, eager or
+compiled, in float32 or bfloat16; gradient and statistics, in milliseconds of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from ppo_mpi_base.compilation import Compiler, Eager
+from ppo_mpi_base.flat_parameters import FlatParameters
+from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, Objective
+from ppo_mpi_base.networks import SharedTrunk, shared_nature_cnn
+from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.ppo import ppo_losses
+from ppo_mpi_base.rollout import Batch
+
+ACTIONS = 6
+
+
+def network(first_layer: str) -> SharedTrunk:
+    made = shared_nature_cnn(4, ACTIONS)
+    if first_layer == "plain":
+        assert isinstance(made.trunk, nn.Sequential)
+        made.trunk[1] = nn.Conv2d(4, 32, 8, stride=4)
+    return made
+
+
+def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, calls: int) -> float:
+    """Return the median over calls, after three that warm up."""
+    images, random = Box(0, 255, (4, 84, 84), np.uint8), np.random.default_rng(0)
+    actor_critic = ActorCritic(network(first_layer), None, images, Discrete(ACTIONS), precision=precision)  # type: ignore[arg-type]
+    objective = Objective(actor_critic, ppo_losses, [])
+    flat = FlatParameters(actor_critic.parameter_slices(), MOST_STATISTICS)
+    gradients = Gradients(objective, flat, Compiler(print) if compiled == "compiled" else Eager())
+    columns = (torch.as_tensor(random.normal(size=samples), dtype=torch.float32) for _ in range(4))
+    seen = torch.as_tensor(random.integers(256, size=(samples, *images.shape), dtype=np.uint8))
+    batch = Batch(seen, torch.as_tensor(random.integers(ACTIONS, size=samples)), *columns, extras={})
+    coefficients = {
+        name: torch.tensor(x) for name, x in (("clip_ratio", 0.1), ("entropy_coef", 0.01), ("value_coef", 0.5))
+    }
+    taken = []
+    for _ in range(3 + calls):
+        started = time.process_time()
+        gradients.add(batch, coefficients, frozenset(), 1.0)
+        taken.append(time.process_time() - started)
+    return 1e3 * statistics.median(taken[3:])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--calls", type=int, default=10)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for variant in itertools.product(("plain", "space-to-depth"), ("eager", "compiled"), arguments.precisions):
+        print(json.dumps({" ".join(variant): milliseconds(*variant, arguments.samples, arguments.calls)}), flush=True)
