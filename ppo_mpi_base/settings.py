@@ -109,7 +109,7 @@ def _docstrings() -> dict[str, str]:
     definition = ast.parse(inspect.getsource(Config)).body[0]
     assert isinstance(definition, ast.ClassDef)
     return {
-        field.target.id: " ".join(text.value.value.split())
+        field.target.id: " ".join(str(text.value.value).split())
         for field, text in itertools.pairwise(definition.body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)

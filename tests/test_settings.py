@@ -39,7 +39,9 @@ def test_defaults_are_the_tasks_and_flags_win() -> None:
     chosen = parsed("CartPole-v1", "--pi-lr", "0.5", "--total-steps", "1e3", "--pi-grad-clip", "None")
     usual = {"total_steps": 1000, **presets.classic_control("CartPole-v1", 2), "pi_lr": 0.5, "pi_grad_clip": None}
     assert {name: chosen[name] for name in usual} == usual
-    others = {item.name: item.default for item in dataclasses.fields(Config) if item.name in chosen.keys() - usual.keys()}
+    others = {
+        item.name: item.default for item in dataclasses.fields(Config) if item.name in chosen.keys() - usual.keys()
+    }
     assert {name: chosen[name] for name in others if name != "env_kwargs"} == {
         name: default for name, default in others.items() if name != "env_kwargs"
     }
@@ -47,7 +49,9 @@ def test_defaults_are_the_tasks_and_flags_win() -> None:
 
 
 def test_words_become_what_the_keywords_want() -> None:
-    chosen = parsed("CartPole-v1", "--env-kwargs", '{"a": [1]}', "--compile", "False", "--hidden", "8", "4", "--anneal-lr")
+    chosen = parsed(
+        "CartPole-v1", "--env-kwargs", '{"a": [1]}', "--compile", "False", "--hidden", "8", "4", "--anneal-lr"
+    )
     assert chosen["env_kwargs"] == {"a": [1]} and chosen["compile"] is False and chosen["hidden"] == (8, 4)
     assert chosen["anneal_lr"] is True and parsed("CartPole-v1", "--no-anneal-lr")["anneal_lr"] is False
     with pytest.raises(SystemExit):

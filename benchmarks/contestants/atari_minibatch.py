@@ -46,7 +46,7 @@ def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, 
     gradients = Gradients(objective, flat, Compiler(print) if compiled == "compiled" else Eager())
     columns = (torch.as_tensor(random.normal(size=samples), dtype=torch.float32) for _ in range(4))
     seen = torch.as_tensor(random.integers(256, size=(samples, *images.shape), dtype=np.uint8))
-    batch = Batch(seen, torch.as_tensor(random.integers(ACTIONS, size=samples)), *columns, extras={})
+    batch = Batch._make([seen, torch.as_tensor(random.integers(ACTIONS, size=samples)), *columns, {}])
     coefficients = {
         name: torch.tensor(x) for name, x in (("clip_ratio", 0.1), ("entropy_coef", 0.01), ("value_coef", 0.5))
     }

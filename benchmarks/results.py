@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Train nine MuJoCo tasks over ten seeds by one set of hyperparameters, and set them beside published scores.
+
+`make results`, or `python benchmarks/results.py --jobs 2`. Runs that are there already are not repeated, so that it can
+be stopped and started again; each leaves its progress.csv, and its run.toml with versions, in `results/mujoco/`.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ppo_mpi_base.aggregates import interquartile_mean
+from ppo_mpi_base.logger import read_progress
+from ppo_mpi_base.plot import plot_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "mujoco"
+SEEDS = 10
+# Mean returns of training episodes at 1M steps: P, the PPO paper (v1, last 100 episodes, read from its curves); SU,
+# OpenAI Spinning Up (v3); CR, CleanRL (v4). None: not published.
+PUBLISHED: dict[str, tuple[float | None, float | None, float | None]] = {
+    "HalfCheetah-v4": (1800, 1733, 1443),
+    "Hopper-v4": (2330, 1770, 2383),
+    "Walker2d-v4": (3460, 1211, 2288),
+    "Ant-v4": (None, 683, None),
+    "Swimmer-v4": (108, 109, None),
+    "Humanoid-v4": (None, None, 716),
+    "Reacher-v4": (-7, None, None),
+    "InvertedPendulum-v4": (1000, None, 963),
+    "InvertedDoublePendulum-v4": (8000, None, None),
+}
+
+
+def place(task: str, seed: int) -> Path:
+    """Return where a run's progress.csv is kept."""
+    return RESULTS / task / f"seed{seed}.csv"
+
+
+def train(task: str, seed: int) -> None:
+    """Train a task by `ppo-mpi train`, on one rank, and keep what it logged."""
+    kept = place(task, seed)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "ppo_mpi_base", "train", task, "--seed", str(seed), "--directory", directory]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        shutil.copy(Path(directory) / "run.toml", kept.with_suffix(".toml"))
+        shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
+
+
+def last_row(path: Path) -> dict[str, str]:
+    """Return the last row of a run's numbers."""
+    return read_progress(path)[1][-1]
+
+
+def tabulate() -> None:
+    """Write the table of all results that are there, and draw their curves."""
+    rows: list[list[str]] = []
+    for task, published in PUBLISHED.items():
+        last = [last_row(path) for path in sorted(place(task, 0).parent.glob("seed*.csv"))]
+        if not last:
+            continue
+        scores = np.array([float(row["episode_return"]) for row in last])
+        known = ["" if score is None else f"{score:.0f}" for score in published]
+        reached = all(score is None or scores.mean() >= score for score in published)
+        seconds = np.median([float(row["seconds"]) for row in last])
+        middle = f"{float(interquartile_mean([scores])):.1f}"
+        rows.append(
+            [task, f"{scores.mean():.1f}", f"{scores.std():.1f}", middle, str(len(scores)), f"{seconds:.0f}", *known]
+            + ["yes" if reached else "NO"]
+        )
+    header = ["task", "mean", "std", "interquartile_mean", "seeds", "median_seconds", "P", "SU", "CR", "at_or_above"]
+    with (RESULTS / "scores.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    for row in [header, *rows]:
+        print("  ".join(row))
+    plot_runs([RESULTS], RESULTS / "curves", labels=["ppo_mpi_base"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
+    arguments = parser.parse_args()
+    runs = [
+        (task, seed) for seed in range(arguments.seeds) for task in arguments.only if not place(task, seed).exists()
+    ]
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(arguments.jobs) as pool:
+        bar, lock = progress.add_task("runs", total=len(runs)), threading.Lock()
+
+        def one(task: str, seed: int) -> None:
+            train(task, seed)
+            with lock:
+                row = last_row(place(task, seed))
+                progress.console.print(f"{task} seed {seed}: {row['episode_return']} in {float(row['seconds']):.0f} s")
+                progress.advance(bar)
+
+        for done in [pool.submit(one, *run) for run in runs]:
+            done.result()
+    tabulate()
+
+
+if __name__ == "__main__":
+    main()

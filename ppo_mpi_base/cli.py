@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""The command `ppo-mpi`, also `python -m ppo_mpi_base`: train, evaluate, plot, compare, video and export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from ppo_mpi_base import run_file, settings, tasks
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.evaluate import evaluate as evaluate_policy
+from ppo_mpi_base.export import export_policy
+from ppo_mpi_base.files import make_directory, set_aside, write_whole
+from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.plot import compare_runs, plot_runs
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.saved_policy import load_actor_critic
+from ppo_mpi_base.video import record_video
+
+RUN_FILE = "run.toml"
+DESCRIPTION = """Proximal policy optimization: train, look at, compare and hand on policies.
+
+`mpiexec -n 8 ppo-mpi train ...` trains on 8 ranks."""
+Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
+Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Runs' directories, or those of several seeds' runs.")]
+Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned the best return, or the last ones.")]
+EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    ranks = world()
+    with fail_together(ranks):
+        defaults = settings.for_run(_named(given), ranks.size)
+        commands: dict[str, Callable[..., Any]] = {
+            "train": settings.flags(defaults),
+            "evaluate": evaluate,
+            "plot": plot,
+            "compare": compare,
+            "video": video,
+            "export": export,
+        }
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="ppo-mpi",
+            description=DESCRIPTION,
+            args=["--against" if word == "--" else word for word in given],
+            console_outputs=ranks.is_root,
+        )
+    if chosen is not None:
+        train({**defaults, **dataclasses.asdict(chosen), "env_id": defaults["env_id"]})
+
+
+def _named(arguments: list[str]) -> str:
+    """Return the id or file that `train` is asked for, which decides the defaults of its flags."""
+    if arguments[:1] != ["train"] or len(arguments) < 2 or arguments[1].startswith("-"):
+        return "CartPole-v1"  # shown by `train --help`
+    return arguments[1]
+
+
+def train(chosen: dict[str, Any]) -> None:
+    """Train by settings, as `settings.for_run` gives them. Collective: call on all ranks."""
+    ranks = world()
+    own = ("env_id", "hidden", "directory")
+    directory = Path(chosen["directory"] or f"runs/{chosen['env_id']}/seed{chosen['seed']}")
+    if ranks.is_root:
+        make_directory("directory", str(directory))
+        if (directory / RUN_FILE).exists() and not chosen["resume"]:
+            set_aside(directory / RUN_FILE)
+        run_file.write(directory / RUN_FILE, chosen, ranks.size)
+    PPO(
+        **tasks.functions(chosen["env_id"], chosen["hidden"]),
+        log_directory=str(directory / "logs"),
+        save_location=str(directory / "saved_model"),
+        **{name: value for name, value in chosen.items() if name not in own},
+    )
+
+
+def evaluate(
+    run: Run,
+    episodes: int = 100,
+    which: Which = "best",
+    sampled: bool = False,
+    seed: int = 0,
+    env_id: EnvId = None,
+    output: Path | None = None,
+) -> None:
+    """Play episodes by a run's policy on fresh environments, with frozen normalization.
+
+    Args:
+        run: A run's directory.
+        episodes: How many, shared out over the ranks; the result is the same on any number of them.
+        which: The networks that earned the best return, or the last ones.
+        sampled: Draw actions from the policy, in place of the most probable one.
+        seed: Of environments and actions.
+        env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
+        output: A JSON file. None: evaluation.json in the run's directory.
+    """
+    ranks = world()
+    env_fn, max_ep_len = _environment(run, env_id)
+    result = evaluate_policy(
+        load_actor_critic(_saved(run), which).actor_critic,
+        env_fn,
+        episodes=episodes,
+        seed=seed,
+        deterministic=not sampled,
+        max_ep_len=max_ep_len,
+        ranks=ranks,
+    )
+    if ranks.is_root:
+        path = output or run / "evaluation.json"
+        write_whole(path, json.dumps({"which": which, **result.as_dict()}, indent=1).encode())
+        print(f"{result}   {path}")
+
+
+def plot(
+    runs: Annotated[Runs, Positional],
+    output: Path = Path("curves"),
+    labels: tuple[str, ...] = (),
+    axis: Literal["steps", "time"] = "steps",
+) -> None:
+    """Draw learning curves, a line for each RUN with the 95% interval over the seeds in it, as PNG and SVG.
+
+    Args:
+        runs: Runs' directories, or directories of several seeds' runs.
+        output: The pictures' path without ending.
+        labels: A name for each RUN; its path where there is none.
+        axis: Agent steps, or hours of wall-clock time.
+    """
+    _tell_files(plot_runs(runs, output, labels=labels or None, axis=axis))
+
+
+def compare(
+    runs: Annotated[Runs, Positional],
+    against: Runs,
+    output: Path = Path("comparison"),
+    labels: tuple[str, str] = ("A", "B"),
+) -> None:
+    """Compare two ideas over their seeds: `ppo-mpi compare RUN_A... -- RUN_B...`.
+
+    Args:
+        runs: Runs of the one.
+        against: Runs of the other; "--" stands for it.
+        output: The path of table and pictures, without ending.
+        labels: What the two are called.
+    """
+    comparison = compare_runs(runs, against, output, labels=labels)
+    print(comparison)
+
+
+def video(
+    run: Run,
+    output: Path | None = None,
+    episodes: int = 1,
+    which: Which = "best",
+    sampled: bool = False,
+    seed: int = 0,
+    env_id: EnvId = None,
+) -> None:
+    """Film a run's policy, headless, as mp4 or GIF.
+
+    Args:
+        run: A run's directory.
+        output: The film, ending in .mp4 or .gif. None: video.mp4 in the run's directory.
+        episodes: How many to film.
+        which: The networks that earned the best return, or the last ones.
+        sampled: Draw actions from the policy, in place of the most probable one.
+        seed: Of environment and actions.
+        env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
+    """
+    env_fn, max_ep_len = _environment(run, env_id)
+    record_video(
+        _saved(run),
+        env_fn,
+        output or run / "video.mp4",
+        episodes=episodes,
+        which=which,
+        deterministic=not sampled,
+        seed=seed,
+        max_steps=max_ep_len,
+    )
+
+
+def export(
+    run: Run,
+    output: Path | None = None,
+    which: Which = "best",
+    formats: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch"),
+) -> None:
+    """Write a run's policy, observations -> actions with normalization inside, for other programs.
+
+    Args:
+        run: A run's directory.
+        output: The files' path without ending. None: policy in the run's directory.
+        which: The networks that earned the best return, or the last ones.
+        formats: ONNX, and a program of `torch.export`.
+    """
+    _tell_files(export_policy(_saved(run), output or run / "policy", which=which, formats=formats))
+
+
+def _saved(run: Path) -> Path:
+    """Return where a run's networks are."""
+    return run / "saved_model" if (run / "saved_model").is_dir() else run
+
+
+def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int | None]:
+    """Return what builds a run's environment, and the steps after which an episode was truncated."""
+    if env_id is not None:
+        return partial(tasks.environment, env_id), None
+    if not (run / RUN_FILE).exists():
+        raise ConfigurationError(f"{run} has no {RUN_FILE}: name the environment by --env-id, such as CartPole-v1")
+    chosen = run_file.read(run / RUN_FILE)
+    build = partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
+    return build, chosen.get("max_ep_len")
+
+
+def _tell_files(paths: Sequence[Path]) -> None:
+    print("   ".join(map(str, paths)))

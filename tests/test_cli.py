@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""The command ppo-mpi from end to end: train, the same run again from its file, and all that can be done with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from ppo_mpi_base import cli
+from ppo_mpi_base.errors import ConfigurationError
+from tests.mpi.launch import launch
+
+TINY = ["--total-steps", "2048", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: Any) -> Path:
+    """Two seeds of CartPole."""
+    directory = tmp_path_factory.mktemp("runs") / "CartPole-v1"
+    for seed in range(2):
+        cli.main(["train", "CartPole-v1", *TINY, "--seed", str(seed), "--directory", str(directory / f"seed{seed}")])
+    return directory
+
+
+def networks(run_directory: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load((run_directory / "saved_model" / "latest.safetensors").read_bytes())
+
+
+def test_a_run_leaves_its_file_which_starts_it_again(trained: Path, tmp_path: Path) -> None:
+    first = trained / "seed1"
+    assert {path.name for path in first.iterdir()} >= {"run.toml", "logs", "saved_model"}
+    cli.main(["train", str(first / "run.toml"), "--directory", str(tmp_path)])
+    again, was = networks(tmp_path), networks(first)
+    assert again.keys() == was.keys() and all(torch.equal(again[name], was[name]) for name in was)
+    assert not torch.equal(networks(trained / "seed0")["network.1.weight"], was["network.1.weight"])
+    cli.main(["train", str(first / "run.toml"), "--directory", str(tmp_path), "--seed", "5"])
+    assert "seed = 5" in (tmp_path / "run.toml").read_text() and "seed = 1\n" in (tmp_path / "run.1.toml").read_text()
+
+
+def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    run_directory = trained / "seed0"
+    cli.main(["evaluate", str(run_directory), "--episodes", "3", "--which", "latest"])
+    shown = capsys.readouterr().out
+    found = json.loads((run_directory / "evaluation.json").read_text())
+    assert len(found["returns"]) == 3 and str(run_directory / "evaluation.json") in shown
+    # A run of a script has no run.toml: the environment is named.
+    output = tmp_path / "own.json"
+    saved = str(run_directory / "saved_model")
+    with pytest.raises(ConfigurationError, match="--env-id"):
+        cli.main(["evaluate", saved])
+    arguments = ["--which", "latest", "--env-id", "CartPole-v1", "--output", str(output)]
+    cli.main(["evaluate", saved, "--episodes", "3", *arguments])
+    assert json.loads(output.read_text())["returns"] == found["returns"]
+
+
+def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    cli.main(["plot", str(trained), str(trained / "seed0"), "--output", str(tmp_path / "curves"), "--axis", "time"])
+    assert {path.suffix for path in tmp_path.glob("curves.*")} == {".png", ".svg"}
+    a, b = (str(trained / f"seed{seed}") for seed in range(2))
+    cli.main(["compare", a, "--", b, "--output", str(tmp_path / "comparison")])
+    shown = capsys.readouterr().out
+    assert list(tmp_path.glob("comparison.*")) and "CartPole-v1" in shown
+
+
+def test_video(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    run_directory = str(trained / "seed0")
+    cli.main(["video", run_directory, "--output", str(tmp_path / "film.gif")])
+    assert (tmp_path / "film.gif").read_bytes()[:3] == b"GIF"
+
+
+def test_export(trained: Path, tmp_path: Path) -> None:
+    cli.main(["export", str(trained / "seed0"), "--output", str(tmp_path / "policy"), "--formats", "torch"])
+    assert list(tmp_path.glob("policy.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "CartPol-v1"], "env_id='CartPol-v1'"),
+        (["train", "CartPole-v1", "--gamma", "2"], "gamma=2.0 must be a number from 0 to 1"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["plot", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        cli.main(arguments)
+
+
+def test_the_module_is_the_command_and_two_ranks_speak_once() -> None:
+    done = subprocess.run([sys.executable, "-m", "ppo_mpi_base", "--help"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and all(word in done.stdout for word in ("train", "evaluate", "compare", "export"))
+    failed = launch("from ppo_mpi_base.cli import main; main()", 2, "train", "CartPole-v1", "--no-such-flag", "1")
+    assert failed.code != 0 and failed.stderr.count("no-such-flag") == 1
