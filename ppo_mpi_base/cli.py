@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console_outputs=ranks.is_root,
         )
     if chosen is not None:
-        train({**defaults, **dataclasses.asdict(chosen), "env_id": defaults["env_id"]})
+        train({**dataclasses.asdict(chosen), "env_id": defaults["env_id"]})
 
 
 def _named(arguments: list[str]) -> str:

@@ -51,23 +51,27 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def facts(ranks: int) -> dict[str, Any]:
-    """Return versions, git commit, command, host and time: what one needs to know to repeat a run's numbers."""
+    """Return versions, git commits, command, host and time: what one needs to know to repeat a run's numbers."""
     known = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     versions = {name: known[name.lower()] for name in PACKAGES if name.lower() in known}
     return {
         "command": shlex.join(sys.argv),
         "ranks": ranks,
         "started": datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        "commit": _commit(),
+        "commit": {"package": _commit(Path(__file__).parent), "directory": _commit(Path.cwd())},
         "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count() or 0},
         "versions": {"python": platform.python_version(), **versions},
     }
 
 
-def _commit() -> str:
-    """Return the commit of the code in the working directory, with "+" where files differ from it; "" without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+def _commit(directory: Path) -> str:
+    """Return the commit of a directory's files, with "+" where they differ from it; "" where git does not hold them."""
+    git = ["git", "-C", str(directory)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        held = (
+            subprocess.run([*git, "ls-files", "--error-unmatch", "."], capture_output=True, timeout=10).returncode == 0
+        )
+        describe = [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() if held else ""
     except (OSError, subprocess.TimeoutExpired):
         return ""
