@@ -22,7 +22,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from ppo_mpi_base.logger import read_progress
+from ppo_mpi_base.aggregates import bootstrap_interval, mean
+from ppo_mpi_base.runs import read_run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -76,31 +77,17 @@ def train(task: str, setting: str, seed: int) -> None:
     print(f"{task} {setting} seed {seed}: {score(kept):.1f} in {facts['seconds']} s", flush=True)
 
 
-def curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and mean returns of the last 100 training episodes."""
-    rows = read_progress(path)[1]
-    return np.array([float(row["total_steps"]) for row in rows]), np.array(
-        [float(row["episode_return"]) for row in rows]
-    )
-
-
 def score(path: Path) -> float:
     """Return the mean of the last 100 training episodes; for CartPole the best that this mean ever was."""
-    returns = curve(path)[1]
-    return float(np.nanmax(returns) if CARTPOLE in path.parts else returns[-1])
+    run = read_run(path)
+    if run is None:
+        return float("nan")
+    return float(run.returns.max()) if CARTPOLE in path.parts else run.score
 
 
 def scores(task: str, setting: str) -> list[float]:
     """Return the scores of all seeds that are there."""
     return [score(path) for path in sorted(place(task, setting, 0).parent.glob("seed*.csv"))]
-
-
-def difference(ours: list[float], theirs: list[float], draws: int = 10_000) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the difference of two means: seeds drawn again, with replacement."""
-    random = np.random.default_rng(0)
-    mean = [random.choice(x, (draws, len(x))).mean(1) for x in (ours, theirs)]
-    low, high = np.percentile(mean[0] - mean[1], [2.5, 97.5])
-    return float(low), float(high)
 
 
 def tabulate() -> None:
@@ -112,7 +99,8 @@ def tabulate() -> None:
                 reach, listed = f"{MUJOCO.get(task, 475.0):.0f}", " ".join(f"{x:.0f}" for x in found)
                 rows.append([task, setting, f"{np.mean(found):.0f}", f"{np.std(found):.0f}", reach, listed])
         if task in MUJOCO and min(len(scores(task, setting)) for setting in SETTINGS) > 1:
-            low, high = difference(scores(task, "fast"), scores(task, "paper_64"))
+            fast, paper = [scores(task, "fast")], [scores(task, "paper_64")]
+            low, high = bootstrap_interval(lambda x, y: mean(x) - mean(y), fast, paper)
             print(f"{task}: fast - paper_64, 95% interval: {low:.0f} to {high:.0f}")
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -129,9 +117,10 @@ def draw() -> None:
     for axis, task in zip(axes, tasks, strict=True):
         for setting, color, style in STYLES:
             for number, path in enumerate(sorted(place(task, setting, 0).parent.glob("seed*.csv"))):
-                steps, returns = curve(path)
+                if (run := read_run(path)) is None:
+                    continue
                 label = setting if number == 0 and setting else None
-                axis.plot(steps / 1e6, returns, linewidth=1, color=color, linestyle=style, label=label)
+                axis.plot(run.steps / 1e6, run.returns, linewidth=1, color=color, linestyle=style, label=label)
         axis.axhline(MUJOCO.get(task, 475.0), color="0.4", linestyle=":", linewidth=1)
         axis.set_title(task, fontsize=10)
         axis.set_xlabel("million steps")

@@ -118,7 +118,7 @@ def plot_runs(
         _legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
         _note(
             figure,
-            "Mean over seeds with 95% bootstrap intervals, up to where the shortest run ends.",
+            "Mean over seeds, 95% bootstrap intervals; up to the end of the shortest run.",
             len(shared) > 1,
             references,
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Tests of the learning curve, read back from the figures that it writes."""
+"""Tests of the pictures, read back from the figures that it writes."""
 
+import json
 import re
 
 import matplotlib
@@ -10,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.image import imread
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.plot import learning_curve
+from ppo_mpi_base.plot import compare_runs, learning_curve, plot_runs
 from tests.test_logger import disk_full_after
 
 
@@ -154,3 +155,140 @@ def test_a_disk_that_fills_up_leaves_the_former_figure(tmp_path):
     with disk_full_after(1000), pytest.raises(ConfigurationError, match="png_path="):
         learning_curve(csv, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes() == former
+
+
+SCORES = {
+    "a": {"Hopper-v5": [100.0, 200.0, 300.0], "Walker2d-v5": [50.0, 70.0]},
+    "b": {"Hopper-v5": [90.0, 110.0], "Walker2d-v5": [60.0, 80.0, 100.0]},
+}
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Write straight curves from 0 to these scores, in 1,000 steps and 7,200 seconds."""
+    for group, tasks in SCORES.items():
+        for task, scores in tasks.items():
+            for seed, score in enumerate(scores):
+                write_run(tmp_path / group / task / f"{seed}" / "progress.csv", [0.0, score / 2, score])
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def write_run(path, returns):
+    path.parent.mkdir(parents=True)
+    rows = "".join(f"{500 * n},{3600 * n},{value}\n" for n, value in enumerate(returns))
+    path.write_text(f"total_steps,seconds,episode_return\n{rows}")
+    return path
+
+
+def lines(svg, color):
+    """Return the lines over seeds of a colour: arrays (points, 2), y upwards."""
+    found = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: {color}[^"]*stroke-width: 1.5', svg)
+    points = [np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), dtype=float) * (1, -1) for path in found]
+    return [line for line in points if len(line) > 3]  # the legend's have 3
+
+
+@pytest.mark.parametrize("axis, label", [("steps", "Agent steps"), ("time", "Wall-clock time (h)")])
+def test_curves_over_seeds_have_a_panel_a_task_and_one_of_all(tmp_path, groups, axis, label):
+    png, svg = plot_runs(groups, tmp_path / "curves", axis=axis, labels=["ours", "$5 _theirs"])
+    assert (png, svg) == (tmp_path / "curves.png", tmp_path / "curves.svg")
+    assert imread(png).shape[:2] == (840, 2250)
+    text = svg.read_text()
+    assert text.rstrip().endswith("</svg>")
+    found = texts(text)
+    assert {"Hopper-v5", "Walker2d-v5", "IQM of 2 tasks", "Episode return", "Normalized return"} <= set(found)
+    assert {"ours (2\N{EN DASH}3 seeds)", "$5 _theirs (2\N{EN DASH}3 seeds)"} <= set(found)
+    assert found.count(label) == 3
+
+
+def test_a_line_is_the_mean_over_seeds(tmp_path, groups):
+    svg = plot_runs(groups, tmp_path / "curves")[1].read_text()
+    ours, theirs = lines(svg, "#0072b2"), lines(svg, "#e69f00")
+    assert len(ours) == len(theirs) == 3
+    rises = [[line[-1, 1] - line[0, 1] for line in group] for group in (ours, theirs)]
+    ratios = np.divide(*rises)
+    # 25% trimmed, normalized by 300 and 100: (1/3 + .5 + .7 less both ends) of five each.
+    iqm = (np.mean([0.5, 2 / 3, 0.7]), np.mean([110 / 300, 0.6, 0.8]))
+    np.testing.assert_allclose(ratios, [200 / 100, 60 / 80, iqm[0] / iqm[1]], rtol=1e-4)
+
+
+def test_a_single_seed_is_a_line_without_a_band(tmp_path, groups):
+    edges = []
+    for path in (groups[0] / "Hopper-v5", groups[0] / "Hopper-v5" / "0"):
+        svg = plot_runs([path], tmp_path / "curves")[1].read_text()
+        edges.append(len(re.findall(r'<path d="M [^>]*stroke: #0072b2[^"]*stroke-width: 0.5', svg)))
+        assert len(lines(svg, "#0072b2")) == 1
+    assert edges == [2, 0]
+    assert "0 (1 seed)" in texts(svg)
+
+
+def test_a_shorter_run_ends_the_line(tmp_path):
+    write_run(tmp_path / "x" / "progress.csv", [0.0, 1.0, 2.0])
+    write_run(tmp_path / "y" / "progress.csv", [0.0, 1.0])
+    write_run(tmp_path / "whole" / "progress.csv", [0.0, 1.0, 2.0])
+    pair = [tmp_path / "x", tmp_path / "y"]
+    svg = plot_runs([pair, tmp_path / "whole"], tmp_path / "curves")[1].read_text()
+    (short,), (whole,) = lines(svg, "#0072b2"), lines(svg, "#e69f00")
+    assert np.ptp(short[:, 0]) == pytest.approx(np.ptp(whole[:, 0]) / 2, rel=1e-4)
+
+
+def test_the_comparison_by_hand(tmp_path, groups):
+    found = compare_runs(*groups, tmp_path / "ab").to_dict()
+    hopper, walker = found["tasks"]
+    assert found["labels"] == ["a", "b"] and hopper["task"] == "Hopper-v5"
+    assert (hopper["mean_a"]["value"], hopper["mean_b"]["value"], hopper["difference"]["value"]) == (200, 100, 100)
+    assert hopper["probability"]["value"] == pytest.approx(5 / 6)  # of 6 pairs only 100 < 110
+    assert walker["probability"]["value"] == pytest.approx(1 / 6)
+    assert found["probability"]["value"] == pytest.approx(0.5)
+    assert hopper["reference"] == [0, 300]
+    assert found["iqm_a"]["value"] == pytest.approx(np.mean([0.5, 2 / 3, 0.7]))
+    assert json.loads((tmp_path / "ab.json").read_text()) == found
+
+
+def test_the_comparison_is_a_picture_and_a_table(tmp_path, groups):
+    comparison = compare_runs(
+        *groups, tmp_path / "ab", labels=("new", "old"), references={"Hopper-v5": (0, 1000), "Walker2d-v5": (0, 1000)}
+    )
+    assert imread(tmp_path / "ab.png").shape[:2] == (840, 2490)
+    shown = set(texts((tmp_path / "ab.svg").read_text()))
+    assert {"Hopper-v5", "IQM, normalized", "Probability of improvement", "P(new &gt; old)", "mean of 2 tasks"} <= shown
+    table = str(comparison)
+    for cell in ("200 ± 100 (3)", "60.0 ± 14.1 (2)", "0.83 [", "0.50 ["):
+        assert cell in table
+    assert comparison.iqm_a.value == pytest.approx(np.mean([70, 100, 200]) / 1000)
+
+
+def test_of_single_seeds_no_interval_is_told(tmp_path, groups):
+    pair = [group / "Hopper-v5" / "0" for group in groups]
+    found = compare_runs(*pair, tmp_path / "ab", labels=("a", "b"))
+    assert found.to_dict()["tasks"][0]["difference"] == {"value": 10, "low": None, "high": None}
+    assert "nan" not in str(found) and "100 (1)" in str(found)
+
+
+def test_tasks_of_one_group_only_are_said(tmp_path, groups):
+    with pytest.warns(UserWarning, match="only one group has runs of it: Walker2d-v5"):
+        compare_runs(groups[0], groups[1] / "Hopper-v5", tmp_path / "ab")
+    with pytest.raises(ConfigurationError, match=r"^b: .* Hopper-v5, .* Walker2d-v5: no task is of both"):
+        compare_runs(groups[0] / "Walker2d-v5", groups[1] / "Hopper-v5", tmp_path / "ab")
+
+
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"labels": ["one"]}, "^labels=.* must be 2"),
+        ({"axis": "epochs"}, "^axis='epochs' is not one of"),
+        ({"references": {"Hopper-v5": (0, 1)}}, "^references: task 'Walker2d-v5' is missing"),
+        ({"output": "/missing/curves"}, "^output='/missing/curves.png' cannot be written"),
+    ],
+)
+def test_wrong_arguments_of_curves_are_named(tmp_path, groups, keywords, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        plot_runs(groups, **{"output": tmp_path / "curves", **keywords})
+    assert "\n" not in str(caught.value)
+
+
+def test_time_needs_its_column(tmp_path):
+    path = write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0])
+    with pytest.raises(ConfigurationError, match="^axis='time' needs the column seconds"):
+        plot_runs([path], tmp_path / "curves", axis="time")
+    with pytest.raises(ConfigurationError, match="^groups=.* must be a list of paths"):
+        plot_runs(str(path), tmp_path / "curves")
