@@ -291,7 +291,7 @@ def _iqm_curve(tasks: Sequence[Sequence[Run]], scale: Sequence[tuple[float, floa
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Return colour, dashes and marker of a group by its number; the first seven differ in each."""
+    """Return colour, dashes and marker of a group by its number; no two of the first 35 are alike."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": DASHES[number % len(DASHES)],
