@@ -19,7 +19,7 @@ from ppo_mpi_base.atari import atari_env, atari_vector_env  # noqa: E402
 from ppo_mpi_base.envs import Environments, Episode  # noqa: E402
 from ppo_mpi_base.errors import ConfigurationError  # noqa: E402
 
-BREAKOUT, PONG = "ALE/Breakout-v5", "ALE/Pong-v5"
+BREAKOUT, INVADERS, PONG = "ALE/Breakout-v5", "ALE/SpaceInvaders-v5", "ALE/Pong-v5"
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
 
 
@@ -142,14 +142,15 @@ def vector(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
 
 @pytest.mark.parametrize(
     ("env_id", "keywords"),
-    [(BREAKOUT, {}), (BREAKOUT, {"max_game_steps": 60}), (BREAKOUT, {"life_loss_ends": False}), (PONG, {})],
-    ids=["lives", "truncated games", "no lives", "Pong"],
+    [(BREAKOUT, {}), (BREAKOUT, {"max_game_steps": 60}), (INVADERS, {"life_loss_ends": False}), (PONG, {})],
+    ids=["lives", "truncated games", "points of many", "Pong"],
 )
 def test_the_vector_environment_plays_as_single_ones(env_id: str, keywords: dict[str, Any]) -> None:
     """In both of its autoreset modes: the same frames, rewards, ends and reports for the same actions."""
     keywords, actions = {"noop_max": 0, **keywords}, random_actions(230, 2)
     seen, steps, episodes = play([atari_env(env_id, **keywords) for _ in range(2)], actions)
     assert any(step[3] for step in steps) == (env_id == BREAKOUT)
+    assert any((step[0] > 1).any() for step in steps) == (env_id == INVADERS)  # not clipped
     for mode in MODES:
         games = atari_vector_env(None, 2, env_id, autoreset_mode=mode, **keywords)
         seen_there, steps_there, episodes_there = play(games, actions)
