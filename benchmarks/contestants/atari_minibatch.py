@@ -44,7 +44,7 @@ def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, 
     objective = Objective(actor_critic, ppo_losses, [])
     flat = FlatParameters(actor_critic.parameter_slices(), MOST_STATISTICS)
     gradients = Gradients(objective, flat, Compiler(print) if compiled == "compiled" else Eager())
-    columns = (torch.as_tensor(random.normal(size=samples), dtype=torch.float32) for _ in range(4))
+    columns = [torch.as_tensor(random.normal(size=samples), dtype=torch.float32) for _ in range(4)]
     seen = torch.as_tensor(random.integers(256, size=(samples, *images.shape), dtype=np.uint8))
     batch = Batch._make([seen, torch.as_tensor(random.integers(ACTIONS, size=samples)), *columns, {}])
     coefficients = {
