@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PEERS = {
-    "stable_baselines3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
+    "stable_baselines3": [
+        "stable-baselines3==2.9.2",
+        "gymnasium[mujoco]==1.4.0",
+        "mujoco==4.0.0",
+        "ale-py==0.12.1",
+        "opencv-python-headless==5.0.0.93",
+    ],
     "sbx": ["sbx-rl==0.28.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
     "sample_factory": [
         "sample-factory==2.1.1",
@@ -60,6 +66,7 @@ class Contestant:
 
 ALL = {
     "environments": Contestant("environments alone, 2 processes of 8", "environments"),
+    "environments_1": Contestant("environments alone, 1 process of 8", "environments --processes 1"),
     "paper": Contestant("ours, paper's setting, 2 ranks", "ours --setting paper", ranks=2),
     "paper_1_rank": Contestant("ours, paper's setting, 1 rank, same load", "ours --setting paper"),
     "paper_eager": Contestant("ours, paper's setting, 2 ranks, eager", "ours --setting paper --eager", ranks=2),
@@ -75,17 +82,19 @@ ALL = {
     ),
     "sbx_8": Contestant("SBX, 8 environments", "stable_baselines sbx", peer="sbx"),
     "sample_factory": Contestant("Sample Factory, 16 environments", "factory", peer="sample_factory"),
+    "pong": Contestant("ours, Pong, 8 games, 2 ranks", "atari", ranks=2),
+    "pong_sb3": Contestant("Stable-Baselines3, Pong, 8 games", "atari_stable_baselines", peer="stable_baselines3"),
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio that is to be reached: of two contestants' speeds, or one contestant's own figure."""
+    """A ratio of two contestants' speeds that is to be reached, or that explains another (without a target)."""
 
     text: str
     of: str
     to: str
-    target: float
+    target: float | None = None
 
 
 TARGETS = [
@@ -97,10 +106,14 @@ TARGETS = [
     Target("throughput setting / environments alone", "throughput", "environments", 0.7),
     Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
     Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
+    Target("  the same of environments alone: what the machine gives", "environments", "environments_1"),
+    Target("Pong: ours / Stable-Baselines3", "pong", "pong_sb3", 5),
 ]
 MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
 
 Figures = dict[str, float]
+Rounds = Mapping[str, list[Figures | None]]
+"""What each contestant was measured at, round by round; None where it failed."""
 
 
 def install(peer: str) -> bool:
@@ -174,33 +187,50 @@ def memory(process: int) -> dict[int, float]:
     return peaks
 
 
-def medians(measured: Mapping[str, list[Figures]]) -> dict[str, Figures]:
+def medians(measured: Rounds) -> dict[str, Figures]:
     """Return the median of each figure of each contestant that was measured."""
+    found = {name: [figures for figures in rounds if figures] for name, rounds in measured.items()}
     return {
         name: {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
-        for name, rounds in measured.items()
+        for name, rounds in found.items()
         if rounds
     }
 
 
-def table(median: Mapping[str, Figures]) -> list[dict[str, str]]:
-    """Return a row for each target of which both sides were measured."""
-    rows = []
+def ratios(of: list[Figures | None], to: list[Figures | None]) -> list[float]:
+    """Return the ratio of two contestants' speeds in each round that both finished."""
+    return [x["steps_per_second"] / y["steps_per_second"] for x, y in zip(of, to, strict=True) if x and y]
+
+
+def table(measured: Rounds) -> list[dict[str, str]]:
+    """Return a row for each target of which both sides were measured.
+
+    The median of the rounds' ratios counts: a shared machine may drift, but hardly within a round.
+    """
+    median, rows = medians(measured), []
     for target in TARGETS:
-        if target.of in median and target.to in median:
-            of, to = median[target.of]["steps_per_second"], median[target.to]["steps_per_second"]
-            rows.append(_row(target.text, f"{of:.0f}", f"{to:.0f}", of / to, target.target, of / to >= target.target))
+        sides = [measured[name] for name in (target.of, target.to) if name in measured]
+        if len(sides) == 2 and (each := ratios(*sides)):
+            of, to = (f"{median[name]['steps_per_second']:.0f}" for name in (target.of, target.to))
+            rows.append(_row(target.text, of, to, each, target.target, lambda ratio, least: ratio >= least))
     if "paper" in median:
-        part = median["paper"]["communication_of_update"]
+        parts = [figures["communication_of_update"] for figures in measured["paper"] if figures]
         text = "communication / update (at most)"
-        rows.append(_row(text, "", "", part, MOST_COMMUNICATION, part < MOST_COMMUNICATION))
+        rows.append(_row(text, "", "", parts, MOST_COMMUNICATION, lambda part, most: part < most))
     return rows
 
 
-def _row(text: str, of: str, to: str, ratio: float, target: float, reached: bool) -> dict[str, str]:
-    verdict = "yes" if reached else "NO"
-    figures = {"steps_per_second": of, "other": to, "ratio": f"{ratio:.3g}", "target": f"{target:g}"}
-    return {"comparison": text, **figures, "reached": verdict}
+def _row(
+    text: str, of: str, to: str, each: list[float], target: float | None, reaches: Callable[[float, float], bool]
+) -> dict[str, str]:
+    ratio = statistics.median(each)
+    verdict = "" if target is None else "yes" if reaches(ratio, target) else "NO"
+    figures = {"steps_per_second": of, "other": to, "ratio": f"{ratio:.3g}", "rounds": _listed(each)}
+    return {"comparison": text, **figures, "target": "" if target is None else f"{target:g}", "reached": verdict}
+
+
+def _listed(values: list[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
 
 
 def show(median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
@@ -208,16 +238,17 @@ def show(median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
     print(f"\n{'':46}{'steps/s':>9}{'peak MB of a process':>22}")
     for name, figures in median.items():
         print(f"{ALL[name].label:46}{figures['steps_per_second']:9.0f}{figures['peak_rss_mb']:22.0f}")
-    print(f"\n{'':56}{'ratio':>8}{'target':>8}  reached")
+    print(f"\n{'':56}{'ratio':>8}{'target':>8}  {'reached':9}each round")
     for row in rows:
-        print(f"{row['comparison']:56}{row['ratio']:>8}{row['target']:>8}  {row['reached']}")
+        print(f"{row['comparison']:56}{row['ratio']:>8}{row['target']:>8}  {row['reached']:9}{row['rounds']}")
 
 
-def write(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+def write(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
     """Write ratios as CSV, all measurements as JSON, and the picture."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["comparison", "steps_per_second", "other", "ratio", "target", "reached"])
+        columns = ["comparison", "steps_per_second", "other", "ratio", "target", "reached", "rounds"]
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     facts = {
@@ -231,7 +262,7 @@ def write(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], 
     draw(measured, median, rows)
 
 
-def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
     """Draw a bar for each contestant, with a dot for each round, beside the table of ratios."""
     import matplotlib
 
@@ -243,7 +274,7 @@ def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], r
     for place, name in enumerate(order):
         ours = ALL[name].label.startswith("ours")
         bars.barh(place, median[name]["steps_per_second"], color="tab:blue" if ours else "0.75")
-        speeds = [figures["steps_per_second"] for figures in measured[name]]
+        speeds = [figures["steps_per_second"] for figures in measured[name] if figures]
         bars.plot(speeds, [place] * len(speeds), "k.", markersize=3)
     bars.set_yticks(range(len(order)), [ALL[name].label for name in order])
     bars.set_xlabel("steps/s, HalfCheetah, two cores")
@@ -254,7 +285,7 @@ def draw(measured: Mapping[str, list[Figures]], median: Mapping[str, Figures], r
         drawn = text.table(
             cells,
             colLabels=["", "ratio", "target", "reached"],
-            colWidths=[0.72, 0.1, 0.09, 0.11],
+            colWidths=[0.74, 0.09, 0.09, 0.11],
             cellLoc="left",
             loc="center",
             edges="horizontal",
@@ -277,17 +308,17 @@ def main() -> None:
     chosen = arguments.only or list(ALL)
     needed = dict.fromkeys(peer for name in chosen if (peer := ALL[name].peer))
     installed = {peer for peer in needed if not arguments.skip_peers and install(peer)}
-    measured: dict[str, list[Figures]] = {
+    measured: dict[str, list[Figures | None]] = {
         name: [] for name in ALL if name in chosen and (ALL[name].peer is None or ALL[name].peer in installed)
     }
     for number in range(1, arguments.rounds + 1):
         for name, figures in measured.items():
-            if (found := measure(ALL[name], arguments.seconds)) is not None:
-                figures.append(found)
+            figures.append(found := measure(ALL[name], arguments.seconds))
+            if found is not None:
                 speed = found["steps_per_second"]
                 print(f"round {number} of {arguments.rounds}  {ALL[name].label:46}{speed:9.0f} steps/s", flush=True)
     median = medians(measured)
-    rows = table(median)
+    rows = table(measured)
     show(median, rows)
     write(measured, median, rows)
 

@@ -16,13 +16,18 @@ def test_sample_factory_is_measured_after_its_warm_up() -> None:
     assert factory.measure(lines, 10, clock) == pytest.approx((3000 - 1000) / (26 - 16))
 
 
-def test_a_ratio_is_of_medians_and_missing_contestants_are_left_out() -> None:
+def test_a_ratio_is_the_median_of_the_rounds_and_missing_contestants_are_left_out() -> None:
     ours = [{"steps_per_second": float(x), "communication_of_update": 0.2} for x in (40, 10, 20)]
-    alone = [{"steps_per_second": float(x)} for x in (50, 41, 9)]
-    rows = run.table(run.medians({"paper": ours, "environments": alone, "sbx_8": []}))
-    ratio, communication = rows
-    assert (ratio["comparison"], ratio["ratio"], ratio["reached"]) == (run.TARGETS[4].text, "0.488", "yes")
+    alone = [{"steps_per_second": float(x)} for x in (80, 10, 50)]
+    ratio, communication = run.table({"paper": ours, "environments": alone, "sbx_8": [None] * 3})
+    assert (ratio["comparison"], ratio["ratio"], ratio["reached"]) == (run.TARGETS[4].text, "0.5", "yes")
+    assert ratio["rounds"] == "0.5 1 0.4" and (ratio["steps_per_second"], ratio["other"]) == ("20", "50")
     assert (communication["ratio"], communication["reached"]) == ("0.2", "NO")
+
+
+def test_a_round_that_one_side_failed_has_no_ratio() -> None:
+    ours, theirs = ([{"steps_per_second": x} for x in (6.0, 8.0)] for _ in range(2))
+    assert run.ratios([*ours, None], [None, *theirs]) == [8.0 / 6.0]
 
 
 def test_every_target_compares_contestants_that_exist() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The limit: two processes that only step 8 environments each, and learn nothing."""
+"""The limit: processes that only step 8 environments each, and learn nothing."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ import gymnasium
 import mujoco
 from gymnasium.vector import SyncVectorEnv
 
-PROCESSES, ENVIRONMENTS = 2, 8
+ENVIRONMENTS = 8
 
 
 def step(seed: int, seconds: float, together: Barrier) -> float:
@@ -35,9 +35,12 @@ def step(seed: int, seconds: float, together: Barrier) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=12)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
     context = get_context("spawn")
-    with context.Manager() as manager, context.Pool(PROCESSES) as pool:
-        together = manager.Barrier(PROCESSES)
-        rates = pool.starmap(step, [(seed, seconds, together) for seed in range(PROCESSES)], chunksize=1)
+    with context.Manager() as manager, context.Pool(arguments.processes) as pool:
+        together = manager.Barrier(arguments.processes)
+        rates = pool.starmap(
+            step, [(seed, arguments.seconds, together) for seed in range(arguments.processes)], chunksize=1
+        )
     print(json.dumps({"steps_per_second": sum(rates)}))
