@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """`python -m ppo_mpi_base` is the command `ppo-mpi`."""
 
-from ppo_mpi_base.cli import main
+from ppo_mpi_base.cli import command
 
-main()
+command()

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from ppo_mpi_base import run_file, settings, tasks
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
@@ -25,7 +26,6 @@ from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.video import record_video
 
-RUN_FILE = "run.toml"
 DESCRIPTION = """Proximal policy optimization: train, look at, compare and hand on policies.
 
 `mpiexec -n 8 ppo-mpi train ...` trains on 8 ranks."""
@@ -35,8 +35,20 @@ Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned 
 EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
 
 
+def command() -> None:
+    """Run the command with the arguments of the process; what is wrong with them is told in one line."""
+    try:
+        main()
+    except ConfigurationError as error:
+        raise SystemExit(f"ppo-mpi: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, or those of the process."""
+    """Run the command with these arguments, or those of the process.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or does not fit the files that it names.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     ranks = world()
     with fail_together(ranks):
@@ -72,17 +84,19 @@ def train(chosen: dict[str, Any]) -> None:
     ranks = world()
     own = ("env_id", "hidden", "directory")
     directory = Path(chosen["directory"] or f"runs/{chosen['env_id']}/seed{chosen['seed']}")
+    keywords = {
+        **tasks.functions(chosen["env_id"], chosen["hidden"]),
+        "log_directory": str(directory / "logs"),
+        "save_location": str(directory / "saved_model"),
+        **{name: value for name, value in chosen.items() if name not in own},
+    }
+    Config(**keywords)  # a wrong value must not take the place of a former run's file
     if ranks.is_root:
         make_directory("directory", str(directory))
-        if (directory / RUN_FILE).exists() and not chosen["resume"]:
-            set_aside(directory / RUN_FILE)
-        run_file.write(directory / RUN_FILE, chosen, ranks.size)
-    PPO(
-        **tasks.functions(chosen["env_id"], chosen["hidden"]),
-        log_directory=str(directory / "logs"),
-        save_location=str(directory / "saved_model"),
-        **{name: value for name, value in chosen.items() if name not in own},
-    )
+        if (directory / run_file.NAME).exists() and not chosen["resume"]:
+            set_aside(directory / run_file.NAME)
+        run_file.write(directory / run_file.NAME, chosen, ranks.size)
+    PPO(**keywords)
 
 
 def evaluate(
@@ -143,7 +157,7 @@ def compare(
     runs: Annotated[Runs, Positional],
     against: Runs,
     output: Path = Path("comparison"),
-    labels: tuple[str, str] = ("A", "B"),
+    labels: tuple[str, str] | None = None,
 ) -> None:
     """Compare two ideas over their seeds: `ppo-mpi compare RUN_A... -- RUN_B...`.
 
@@ -151,7 +165,7 @@ def compare(
         runs: Runs of the one.
         against: Runs of the other; "--" stands for it.
         output: The path of table and pictures, without ending.
-        labels: What the two are called.
+        labels: What the two are called; what their paths end with where it is not said.
     """
     comparison = compare_runs(runs, against, output, labels=labels)
     print(comparison)
@@ -216,9 +230,9 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
     """Return what builds a run's environment, and the steps after which an episode was truncated."""
     if env_id is not None:
         return partial(tasks.environment, env_id), None
-    if not (run / RUN_FILE).exists():
-        raise ConfigurationError(f"{run} has no {RUN_FILE}: name the environment by --env-id, such as CartPole-v1")
-    chosen = run_file.read(run / RUN_FILE)
+    if not (run / run_file.NAME).exists():
+        raise ConfigurationError(f"{run} has no {run_file.NAME}: name the environment by --env-id, such as CartPole-v1")
+    chosen = run_file.read(run / run_file.NAME)
     build = partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
     return build, chosen.get("max_ep_len")
 

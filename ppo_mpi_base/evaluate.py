@@ -25,6 +25,7 @@ from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.mpi import Communicator, world
 from ppo_mpi_base.policies import ActorCritic, action_noise
+from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
 
 RESAMPLES = 10_000
@@ -110,7 +111,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: ActorCritic,
+    policy: ActorCritic | str | Path,
     env_fn: Callable[..., gymnasium.Env],
     *,
     env_kwargs: dict[str, Any] | None = None,
@@ -133,7 +134,8 @@ def evaluate(
     around it may end an episode at each lost life, and whole games are counted.
 
     Args:
-        policy: in training, the worker's `actor_critic`; otherwise `load_actor_critic(...).actor_critic`.
+        policy: a `save_location`, whose best networks it then is; in training, the worker's `actor_critic`; or
+            `load_actor_critic(...).actor_critic`.
         env_fn: builds one environment, as for `PPO()`: `env_fn(**env_kwargs)`.
         env_kwargs: for `env_fn`.
         episodes: how many, over all ranks.
@@ -158,7 +160,7 @@ def evaluate(
         "deterministic": (deterministic, bool),
         "max_ep_len": (max_ep_len, Count | None),
     }
-    checked_together(ranks, lambda: _check(policy, arguments))
+    policy = checked_together(ranks, lambda: _checked(policy, arguments))
     episodes, seed = int(episodes), int(seed)
 
     def play(numbers: Iterable[int]) -> Generator[Episode | None, None, None]:
@@ -213,13 +215,18 @@ def check_environments(
         )
 
 
-def _check(policy: Any, arguments: dict[str, tuple[Any, Any]]) -> None:
-    if not isinstance(policy, ActorCritic):
-        raise ConfigurationError(
-            f"policy must be an ActorCritic, such as load_actor_critic(...).actor_critic, not {type(policy).__name__}"
-        )
+def _checked(policy: Any, arguments: dict[str, tuple[Any, Any]]) -> ActorCritic:
+    """Return the policy, from its files if it is a path, once all arguments are right."""
     for name, (value, annotation) in arguments.items():
         checked(name, value, annotation)
+    if isinstance(policy, str | Path):
+        return load_actor_critic(policy).actor_critic
+    if not isinstance(policy, ActorCritic):
+        raise ConfigurationError(
+            "policy must be a save_location or an ActorCritic, such as load_actor_critic(...).actor_critic, "
+            f"not {type(policy).__name__}"
+        )
+    return policy
 
 
 def _environment(

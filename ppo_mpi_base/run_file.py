@@ -19,6 +19,7 @@ import tomli_w
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
 
+NAME = "run.toml"
 FACTS = "facts"
 NONE = "none"
 """TOML's word, here, for Python's None, which TOML lacks."""

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import tomllib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ class Run:
 
     path: Path
     task: str
-    """The nearest directory above that is named as an environment, such as Hopper-v5; "" where there is none."""
+    """What the run.toml of `ppo-mpi train` says, or else the nearest directory above that is named as an environment,
+    such as Hopper-v5; "" where there is none."""
     steps: Floats
     """Agent steps, (rows,)."""
     seconds: Floats
@@ -90,8 +93,14 @@ def read_run(path: Path) -> Run | None:
     if not len(returns):
         warnings.warn(f"{path} is left out: no episode has ended yet", stacklevel=2)
         return None
-    names = [parent.name for parent in path.resolve().parents if ENVIRONMENT_ID.match(parent.name)]
-    return Run(path, names[0] if names else "", steps, seconds, returns)
+    return Run(path, _task(path.resolve()), steps, seconds, returns)
+
+
+def _task(path: Path) -> str:
+    for directory in path.parents[:2]:  # run.toml stands beside logs/
+        with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
+            return str(tomllib.loads((directory / "run.toml").read_text())["env_id"]).rpartition("/")[2]
+    return next((parent.name for parent in path.parents if ENVIRONMENT_ID.match(parent.name)), "")
 
 
 def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> Floats:

@@ -28,7 +28,7 @@ OWN: dict[str, tuple[Any, Any, str]] = {
         (64, 64),
         "Units of each hidden layer of the policy's and the value's tanh network; not for games.",
     ),
-    "directory": (str | None, None, "Where the run's logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
+    "directory": (str | None, None, "Where run.toml, logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
 }
 """What a run from the command line has beside the keywords of `PPO()`: name -> type, default, help."""
 ELSEWHERE = {"policy_kwargs", "critic_kwargs", "loss_coefficients", "log_directory", "save_location"}
@@ -74,6 +74,7 @@ def flags(defaults: dict[str, Any]) -> type:
                 for name, kind, text in settings
             ),
         ],
+        namespace={"__doc__": "Train a policy for an environment, on all ranks."},
     )
 
 

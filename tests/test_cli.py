@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import safetensors.torch
 import torch
 
 from ppo_mpi_base import cli
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.evaluate import evaluate
+from ppo_mpi_base.saved_policy import load_actor_critic
 from tests.mpi.launch import launch
 
 TINY = ["--total-steps", "2048", "--quiet"]
@@ -44,6 +48,14 @@ def test_a_run_leaves_its_file_which_starts_it_again(trained: Path, tmp_path: Pa
     assert "seed = 5" in (tmp_path / "run.toml").read_text() and "seed = 1\n" in (tmp_path / "run.1.toml").read_text()
 
 
+def test_a_wrong_value_leaves_a_former_runs_file_alone(trained: Path) -> None:
+    file = trained / "seed0" / "run.toml"
+    before = file.read_text()
+    with pytest.raises(ConfigurationError, match="pi_lr=-1.0"):
+        cli.main(["train", "CartPole-v1", "--pi-lr", "-1", "--directory", str(trained / "seed0")])
+    assert file.read_text() == before and not (trained / "seed0" / "run.1.toml").exists()
+
+
 def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
     run_directory = trained / "seed0"
     cli.main(["evaluate", str(run_directory), "--episodes", "3", "--which", "latest"])
@@ -58,15 +70,18 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
     arguments = ["--which", "latest", "--env-id", "CartPole-v1", "--output", str(output)]
     cli.main(["evaluate", saved, "--episodes", "3", *arguments])
     assert json.loads(output.read_text())["returns"] == found["returns"]
+    best = evaluate(saved, lambda: gymnasium.make("CartPole-v1"), episodes=2)
+    assert best == evaluate(load_actor_critic(saved).actor_critic, lambda: gymnasium.make("CartPole-v1"), episodes=2)
 
 
 def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:
     cli.main(["plot", str(trained), str(trained / "seed0"), "--output", str(tmp_path / "curves"), "--axis", "time"])
     assert {path.suffix for path in tmp_path.glob("curves.*")} == {".png", ".svg"}
-    a, b = (str(trained / f"seed{seed}") for seed in range(2))
+    a, b = str(trained / "seed0"), str(tmp_path / "elsewhere")  # whose task is known from its run.toml
+    shutil.copytree(trained / "seed1", b)
     cli.main(["compare", a, "--", b, "--output", str(tmp_path / "comparison")])
     shown = capsys.readouterr().out
-    assert list(tmp_path.glob("comparison.*")) and "CartPole-v1" in shown
+    assert list(tmp_path.glob("comparison.*")) and "CartPole-v1" in shown and "seed0" in shown and "elsewhere" in shown
 
 
 def test_video(trained: Path, tmp_path: Path) -> None:
@@ -100,5 +115,11 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
 def test_the_module_is_the_command_and_two_ranks_speak_once() -> None:
     done = subprocess.run([sys.executable, "-m", "ppo_mpi_base", "--help"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and all(word in done.stdout for word in ("train", "evaluate", "compare", "export"))
+    assert "Train a policy" in done.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "ppo_mpi_base", "train", "CartPol-v1"], capture_output=True, text=True, timeout=100
+    )
+    assert wrong.returncode == 1 and wrong.stderr.startswith("ppo-mpi: env_id='CartPol-v1'")
+    assert len(wrong.stderr.splitlines()) == 1
     failed = launch("from ppo_mpi_base.cli import main; main()", 2, "train", "CartPole-v1", "--no-such-flag", "1")
     assert failed.code != 0 and failed.stderr.count("no-such-flag") == 1

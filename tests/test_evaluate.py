@@ -330,7 +330,10 @@ def test_a_game_that_takes_too_long_counts_as_far_as_it_went() -> None:
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
-        ({"policy": lambda observation: 0}, "policy must be an ActorCritic.*load_actor_critic.*not function"),
+        (
+            {"policy": lambda observation: 0},
+            "policy must be a save_location or an ActorCritic.*load_actor_critic.*not function",
+        ),
         ({"episodes": 0}, "episodes=0 must be a whole number of at least 1"),
         ({"episodes": 2.5}, "episodes=2.5 must be a whole number"),
         ({"episodes": None}, "episodes=None must be a whole number"),
