@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,10 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {
             "train": settings.flags(defaults),
             "evaluate": evaluate,
-            "plot": plot,
-            "compare": compare,
-            "video": video,
-            "export": export,
+            **{function.__name__: _on_rank_0(function) for function in (plot, compare, video, export)},
         }
         chosen = tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -221,6 +218,17 @@ def export(
     _tell_files(export_policy(_saved(run), output or run / "policy", which=which, formats=formats))
 
 
+def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that does nothing on other ranks: they would all write the same files."""
+
+    @functools.wraps(function)
+    def alone(*arguments: Any, **keywords: Any) -> None:
+        if world().is_root:
+            function(*arguments, **keywords)
+
+    return alone
+
+
 def _saved(run: Path) -> Path:
     """Return where a run's networks are."""
     return run / "saved_model" if (run / "saved_model").is_dir() else run
@@ -229,11 +237,11 @@ def _saved(run: Path) -> Path:
 def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int | None]:
     """Return what builds a run's environment, and the steps after which an episode was truncated."""
     if env_id is not None:
-        return partial(tasks.environment, env_id), None
+        return functools.partial(tasks.environment, env_id), None
     if not (run / run_file.NAME).exists():
         raise ConfigurationError(f"{run} has no {run_file.NAME}: name the environment by --env-id, such as CartPole-v1")
     chosen = run_file.read(run / run_file.NAME)
-    build = partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
+    build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
     return build, chosen.get("max_ep_len")
 
 
