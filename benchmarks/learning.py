@@ -22,7 +22,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from ppo_mpi_base.aggregates import bootstrap_interval, mean
+from ppo_mpi_base.plot import compare_runs
 from ppo_mpi_base.runs import read_run
 
 matplotlib.use("Agg")
@@ -98,16 +98,15 @@ def tabulate() -> None:
             if found := scores(task, setting):
                 reach, listed = f"{MUJOCO.get(task, 475.0):.0f}", " ".join(f"{x:.0f}" for x in found)
                 rows.append([task, setting, f"{np.mean(found):.0f}", f"{np.std(found):.0f}", reach, listed])
-        if task in MUJOCO and min(len(scores(task, setting)) for setting in SETTINGS) > 1:
-            fast, paper = [scores(task, "fast")], [scores(task, "paper_64")]
-            low, high = bootstrap_interval(lambda x, y: mean(x) - mean(y), fast, paper)
-            print(f"{task}: fast - paper_64, 95% interval: {low:.0f} to {high:.0f}")
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["task", "setting", "mean", "std", "to_reach", "seeds"], *rows])
     for row in rows:
         print("  ".join(row))
     draw()
+    # The throughput setting must not learn less than the paper's, with the same networks.
+    fast, paper = ([RESULTS / task / setting for task in MUJOCO] for setting in ("fast", "paper_64"))
+    print(compare_runs(fast, paper, RESULTS / "fast_against_paper_64", ["fast", "paper, 64x64"]))
 
 
 def draw() -> None:
