@@ -106,7 +106,7 @@ TARGETS = [
     Target("throughput setting / environments alone", "throughput", "environments", 0.7),
     Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
     Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
-    Target("  the same of environments alone: what the machine gives", "environments", "environments_1"),
+    Target("  two processes / one, environments alone", "environments", "environments_1"),
     Target("Pong: ours / Stable-Baselines3", "pong", "pong_sb3", 5),
 ]
 MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
