@@ -2,7 +2,7 @@
 """Find from how many minibatches on compiling pays: `python benchmarks/compiling.py`.
 
 Runs of two lengths, compiled and not, each in a process of its own, tell what starting costs and what a minibatch
-costs. `compilation.WORTHWHILE_MINIBATCHES` is the number for a rank that finds what it compiles in the cache.
+costs. `compilation.WORTHWHILE_MINIBATCHES` is the number for an empty cache, rounded up.
 """
 
 import argparse
@@ -46,9 +46,9 @@ def main() -> None:
         print(f"{how:10}{start[how]:6.1f} s to start, {1e6 * each[how]:6.0f} us a minibatch with its share of the rest")
     print(f"{'compiled':10}{start['compiled'] + empty - short['compiled']:6.1f} s to start with an empty cache")
     gain = each["eager"] - each["compiled"]
-    for name, more in (("full", 0.0), ("empty", empty - short["compiled"])):
+    for name, more in (("a full", 0.0), ("an empty", empty - short["compiled"])):
         worthwhile = (start["compiled"] + more - start["eager"]) / gain
-        print(f"compiling pays from {worthwhile:,.0f} minibatches on, with a {name} cache")
+        print(f"compiling pays from {worthwhile:,.0f} minibatches on, with {name} cache")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torch import Tensor
 from ppo_mpi_base.config import Config
 
 NUMBERS = itertools.count()
-WORTHWHILE_MINIBATCHES = 25_000
+WORTHWHILE_MINIBATCHES = 20_000
+"""Of a rank; `benchmarks/compiling.py` measures from how many on compiling pays, also with an empty cache."""
 
 InPlace = Callable[..., None]
 """A function of tensors that returns nothing: it writes into some of them."""
