@@ -26,5 +26,6 @@ def table(path: Path) -> str:
     """Return a CSV file as a table of Markdown."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file))
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('_', ' ') for cell in line)} |" for line in lines)
+    names = [name.replace("_", " ") for name in header]
+    lines = [names, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
