@@ -6,13 +6,13 @@ It computes with a thread on each core, as two ranks of ours do together.
 
 import argparse
 import importlib
-import json
 import os
-import time
 
 import ale_py
 import gymnasium
 import torch
+
+from benchmarks.contestants.rounds import measure
 
 ITERATION = 8 * 128
 WARM_ITERATIONS = 1
@@ -38,15 +38,4 @@ model = importlib.import_module("stable_baselines3").PPO(
     device="cpu",
 )
 
-
-def learn() -> None:
-    model.learn(ITERATION, reset_num_timesteps=False)
-
-
-for _ in range(WARM_ITERATIONS):
-    learn()
-iterations, started = 0, time.perf_counter()
-while (passed := time.perf_counter() - started) < arguments.seconds:
-    learn()
-    iterations += 1
-print(json.dumps({"steps_per_second": iterations * ITERATION / passed}))
+measure(lambda: model.learn(ITERATION, reset_num_timesteps=False), ITERATION, WARM_ITERATIONS, arguments.seconds)

@@ -3,11 +3,11 @@
 
 import argparse
 import importlib
-import json
-import time
 
 import gymnasium
 import mujoco
+
+from benchmarks.contestants.rounds import measure
 
 ITERATION = 2048
 WARM_ITERATIONS = 3
@@ -32,15 +32,4 @@ model = importlib.import_module(arguments.library).PPO(
     device="cpu" if arguments.library == "stable_baselines3" else "auto",
 )
 
-
-def learn() -> None:
-    model.learn(ITERATION, reset_num_timesteps=False)
-
-
-for _ in range(WARM_ITERATIONS):
-    learn()
-iterations, started = 0, time.perf_counter()
-while (passed := time.perf_counter() - started) < arguments.seconds:
-    learn()
-    iterations += 1
-print(json.dumps({"steps_per_second": iterations * ITERATION / passed}))
+measure(lambda: model.learn(ITERATION, reset_num_timesteps=False), ITERATION, WARM_ITERATIONS, arguments.seconds)
