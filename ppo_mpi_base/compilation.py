@@ -7,7 +7,8 @@ import itertools
 import os
 import shutil
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ WORTHWHILE_MINIBATCHES = 20_000
 
 InPlace = Callable[..., None]
 """A function of tensors that returns nothing: it writes into some of them."""
+
+Graph = Callable[[list[Any]], Any]
+"""What a function was compiled into; it may empty the list of its inputs."""
 
 
 class Eager:
@@ -80,18 +84,18 @@ class _Compiled:
     Before each call, `torch.compile` checks that all it assumed still holds: numbers that the function reads from
     outside, shapes, modules. That takes longer than a small network's gradient. Nothing of it changes between two
     minibatches, so the checks are made in the first call of an iteration, and other calls go straight to the compiled
-    graph. A function that changes what it depends on, such as one that counts its calls, fails the checks each time and
-    is never called straight.
+    graph, below the wrappers of AOTAutograd where these only hand on its inputs. A function that changes what it
+    depends on, such as one that counts its calls, fails the checks each time and is never called straight.
     """
 
     def __init__(self, function: InPlace, uncompiled: InPlace, what: str, tell: Callable[[str], None]) -> None:
         self._uncompiled, self._what, self._tell = uncompiled, what, tell
         self._checked = torch.compile(_own_code(function), backend=self._compile, fullgraph=True, dynamic=False)
-        self._graph: Callable[..., Any] | None = None
+        self._graph: Graph | None = None
         self._inputs: list[Any] = []
         self._places: list[tuple[int, int]] = []  # which of the graph's inputs is which argument
         self._anew = self._failed = False
-        self._called: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._called: list[tuple[Graph, tuple[Any, ...]]] = []
 
     def check_again(self) -> None:
         self._graph = None
@@ -101,7 +105,7 @@ class _Compiled:
             inputs = self._inputs
             for place, argument in self._places:
                 inputs[place] = tensors[argument]
-            self._graph(*inputs)
+            self._graph(inputs.copy())
         elif self._failed:
             self._uncompiled(*tensors)
         else:
@@ -132,10 +136,45 @@ class _Compiled:
         compiled = torch._inductor.compile(graph, list(examples), options={"cpp_wrapper": on_cpu})
 
         def call(*inputs: Any) -> Any:
-            self._called.append((compiled, inputs))
-            return compiled(*inputs)
+            with _noting_graphs() as graphs:
+                outputs = compiled(*inputs)
+            self._called.append((_straight(graphs, inputs) or (lambda inputs: compiled(*inputs)), inputs))
+            return outputs
 
         return call
+
+
+@contextmanager
+def _noting_graphs() -> Iterator[list[tuple[Graph, list[Any], Any]]]:
+    """Note Inductor's graphs that are called in the block, with their inputs and outputs."""
+    notes: list[tuple[Graph, list[Any], Any]] = []
+    try:
+        from torch._inductor.output_code import CompiledFxGraph
+    except ImportError:  # where another version of torch keeps it elsewhere, the wrappers stay
+        yield notes
+        return
+    call = CompiledFxGraph.__call__
+
+    def noting(graph: Any, inputs: list[Any]) -> Any:
+        given = inputs.copy()  # which the call empties
+        outputs = call(graph, inputs)
+        notes.append((graph.current_callable, given, outputs))
+        return outputs
+
+    CompiledFxGraph.__call__ = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield notes
+    finally:
+        CompiledFxGraph.__call__ = call  # type: ignore[method-assign]
+
+
+def _straight(graphs: list[tuple[Graph, list[Any], Any]], inputs: tuple[Any, ...]) -> Graph | None:
+    """Return the graph that a call came down to, if it is one alone, got the same inputs and left nothing to do."""
+    if len(graphs) != 1:
+        return None
+    graph, given, outputs = graphs[0]
+    same = len(given) == len(inputs) and all(a is b for a, b in zip(given, inputs, strict=True))
+    return graph if same and not outputs else None
 
 
 def _cpp_compiler() -> str | None:

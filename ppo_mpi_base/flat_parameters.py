@@ -140,7 +140,6 @@ class Adam:
         steps = torch.from_numpy(self.steps)
         return {"first_moment": self.first_moment, "second_moment": self.second_moment, "steps": steps}
 
-    @torch.no_grad()
     def step(self, learning_rates: dict[str, float], scales: dict[str, float] | None = None) -> None:
         """Move parameters by their gradients.
 

@@ -104,7 +104,7 @@ class Gradients:
 
     def add(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str], weight: float) -> None:
         """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message."""
-        key = (idle, weight, len(batch.advantages), *batch.extras)
+        key = (idle, weight, batch.advantages.shape[0], *batch.extras)
         addition = self._additions.get(key)
         if addition is None:
             addition = self._additions[key] = self._addition(idle, weight, list(batch.extras), list(coefficients))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,14 +26,24 @@ class Batch(NamedTuple):
     returns: Tensor
     extras: dict[str, Tensor]
 
+    def empty_like(self) -> Batch:
+        """Return a batch of the same shapes and dtypes, with memory of its own."""
+        extras = {name: torch.empty_like(x) for name, x in self.extras.items()}
+        return Batch._make([*map(torch.empty_like, self[:-1]), extras])
+
+    @torch.no_grad()
+    def gather_(self, samples: Batch, order: Tensor) -> None:
+        """Overwrite sample k by that at `order[k]` of another batch; (B,) int64."""
+        for x, content in zip(self[:-1], samples[:-1], strict=True):
+            torch.index_select(content, 0, order, out=x)
+        for name, x in self.extras.items():
+            torch.index_select(samples.extras[name], 0, order, out=x)
+
     def split(self, size: int) -> list[Batch]:
         """Return batches of `size` samples each, the last one of what is left; they share this one's memory."""
         columns = zip(*(x.split(size) for x in self[:-1]), strict=True)
         extras = {name: x.split(size) for name, x in self.extras.items()}
-        return [
-            Batch(*column, {name: x[k] for name, x in extras.items()})  # type: ignore[call-arg]
-            for k, column in enumerate(columns)
-        ]
+        return [Batch._make([*column, {name: x[k] for name, x in extras.items()}]) for k, column in enumerate(columns)]
 
 
 @dataclass
@@ -71,21 +81,33 @@ class Rollout:
         """Where an episode ended, for either reason: (T, N) bool."""
         return self.terminated | self.truncated
 
-    def shuffled(self, order: Tensor) -> Batch:
-        """Return all T*N samples as one batch in the given order, (T*N,) indices into the flattened (T, N)."""
-
-        def take(x: Tensor) -> Tensor:
-            return x.flatten(0, 1).index_select(0, order)
-
+    def samples(self) -> Batch:
+        """Return all T*N samples as one batch, that of step t in environment i at t*N + i."""
         return Batch(
-            take(self.observations),
-            take(self.actions),
-            take(self.log_probs),
-            take(self.values),
-            take(self.advantages),
-            take(self.returns),
-            {name: take(x) for name, x in self.extras.items()},
+            self.observations.flatten(0, 1),
+            self.actions.flatten(0, 1),
+            self.log_probs.flatten(0, 1),
+            self.values.flatten(0, 1),
+            self.advantages.flatten(0, 1),
+            self.returns.flatten(0, 1),
+            {name: x.flatten(0, 1) for name, x in self.extras.items()},
         )
+
+    def epochs(self, orders: Iterable[np.ndarray], size: int) -> Iterator[list[Batch]]:
+        """Yield each epoch's minibatches of `size` samples, the last one of what is left.
+
+        Each epoch overwrites the memory of the one before.
+
+        Args:
+            orders: of each epoch, (T*N,) indices into `samples()`.
+            size: B.
+        """
+        samples = self.samples()
+        shuffled = samples.empty_like()
+        minibatches = shuffled.split(size)  # once: to make so many tensors takes as long as to fill them
+        for order in orders:
+            shuffled.gather_(samples, torch.as_tensor(order, device=samples.advantages.device))
+            yield minibatches
 
 
 def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

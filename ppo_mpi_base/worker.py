@@ -259,12 +259,11 @@ class Worker:
         generators = [generator(config.seed, MINIBATCHES, first + i, self.iteration) for i in range(n)]
         between = generator(config.seed, MINIBATCHES, first, self.iteration, 1)
         self.stopped_by_kl = False
-        for epoch in range(max(self.epochs[name] for name in self.flat.slices)):
+        epochs = range(max(self.epochs[name] for name in self.flat.slices))
+        orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
+        for epoch, batches in zip(epochs, rollout.epochs(orders, config.minibatch_size), strict=True):
             if len(self._idle(epoch)) == len(self.flat.slices):
                 return
-            order = torch.as_tensor(minibatch_order(config.rollout_length_per_worker, generators, between))
-            samples = rollout.shuffled(order.to(self.device))
-            batches = samples.split(config.minibatch_size)
             self._epoch_statistics = []
             for start in range(0, len(batches), config.grad_accum):
                 self.idle = self._idle(epoch)
@@ -282,7 +281,7 @@ class Worker:
     def _begin_update(self, update: list[Batch]) -> None:
         self.update = update
         self.flat.message.zero_()
-        samples = sum(len(batch.advantages) for batch in update)
+        samples = sum(batch.advantages.shape[0] for batch in update)
         self._per_sample = 1 / (samples * self.ranks.size)
         if not self.statistic_names:
             self.statistic_names = builders.checked_together(
@@ -292,7 +291,7 @@ class Worker:
     def backward(self, minibatch: Batch) -> None:
         """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
         started = time.perf_counter()
-        weight = len(minibatch.advantages) * self._per_sample
+        weight = minibatch.advantages.shape[0] * self._per_sample
         self.gradients.add(minibatch, self.coefficients, self.idle, weight)
         self.reports.seconds["learning"] += time.perf_counter() - started
 

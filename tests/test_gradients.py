@@ -356,3 +356,17 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
     compiler, told = chosen(compile=True)
     assert type(compiler) is Eager and len(told) == 1 and "no C++ compiler" in told[0]
     assert chosen(compile=False)[1] == [], "nobody asked"
+
+
+@needs_a_compiler
+def test_tensors_that_share_memory_are_not_handed_to_the_graph_as_they_are() -> None:
+    def act(part: Tensor, whole: Tensor) -> None:
+        part.add_(1)
+        whole.mul_(2)
+
+    compiled = Compiler(lambda line: None)(act, "it runs")
+    found, wanted = torch.arange(6.0), torch.arange(6.0)
+    for _ in range(4):
+        compiled(found[2:4], found)
+        act(wanted[2:4], wanted)
+        torch.testing.assert_close(found, wanted)

@@ -210,27 +210,31 @@ def numbered(length: int = 4, environments: int = 3) -> Rollout:
 
 
 def test_all_columns_are_shuffled_alike() -> None:
-    rollout = numbered()
-    order = torch.tensor([7, 0, 11, 3])
-    batch = rollout.shuffled(order)
-    flat = order.double()
+    order = np.array([7, 0, 11, 3, 1, 2, 4, 5, 6, 8, 9, 10])
+    (batch,) = next(numbered().epochs([order], 12))
+    flat = torch.as_tensor(order).double()
     torch.testing.assert_close(batch.observations, torch.stack([flat, flat + 0.25], dim=-1))
-    assert torch.equal(batch.actions, order + 400)
+    assert torch.equal(batch.actions, torch.as_tensor(order) + 400)
     for column, offset in (("values", 100), ("log_probs", 200), ("advantages", 500), ("returns", 600)):
         torch.testing.assert_close(getattr(batch, column), flat + offset)
     torch.testing.assert_close(batch.extras["more"], torch.stack([flat + 700, flat + 800], dim=-1))
 
 
-@given(size=st.integers(1, 14))
+@given(size=st.integers(1, 14), seed=st.integers(0, 2**32))
 @settings(deadline=None)
-def test_split_keeps_every_sample_the_last_part_is_what_is_left(size: int) -> None:
-    batch = numbered().shuffled(torch.randperm(12, generator=torch.Generator().manual_seed(0)))
-    parts = batch.split(size)
-    assert [len(part.advantages) for part in parts] == [min(size, 12 - start) for start in range(0, 12, size)]
-    for k, name in enumerate(Batch._fields[:-1]):
-        assert torch.equal(torch.cat([part[k] for part in parts]), getattr(batch, name))  # type: ignore[arg-type]
-    assert torch.equal(torch.cat([part.extras["more"] for part in parts]), batch.extras["more"])
-    assert parts[0].observations.data_ptr() == batch.observations.data_ptr()
+def test_each_epoch_has_every_sample_the_last_minibatch_what_is_left(size: int, seed: int) -> None:
+    rollout = numbered()
+    orders = [np.random.default_rng([seed, epoch]).permutation(12) for epoch in range(3)]
+    seen = 0
+    for order, minibatches in zip(orders, rollout.epochs(orders, size), strict=True):
+        assert [len(part.advantages) for part in minibatches] == [min(size, 12 - start) for start in range(0, 12, size)]
+        for name in Batch._fields[:-1]:
+            joined = torch.cat([getattr(part, name) for part in minibatches])
+            np.testing.assert_array_equal(joined, getattr(rollout, name).flatten(0, 1).numpy()[order])
+        more = torch.cat([part.extras["more"] for part in minibatches])
+        np.testing.assert_array_equal(more, rollout.extras["more"].flatten(0, 1).numpy()[order])
+        seen += 1
+    assert seen == 3
 
 
 def test_a_callback_sees_an_episode_or_the_rollouts_end_at_a_time() -> None:

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import cycle
+from itertools import count, cycle
 
 import numpy as np
 import torch
@@ -46,10 +46,8 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
     observations, noise = rollout.observations[0], torch.zeros_like(rollout.actions[0])
     actions, out = cycle(rollout.actions.clamp(-1, 1).numpy().copy()), np.empty_like(worker.storage.observations[0])
     generators = [np.random.default_rng(i) for i in range(n)]
-
-    def shuffle() -> None:
-        order = minibatch_order(config.rollout_length_per_worker, generators, generators[0])
-        rollout.shuffled(torch.as_tensor(order)).split(config.minibatch_size)
+    orders = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
+    epochs = rollout.epochs(orders, config.minibatch_size)
 
     inference = microseconds(lambda: worker.gradients.act(observations, noise), seconds)
     return {
@@ -57,7 +55,7 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
         "iteration": statistics.median(between_updates(worker, inference) for _ in range(ITERATIONS)),
         "environments": microseconds(lambda: worker.environments.step(next(actions), out), seconds),
         "minibatch": microseconds(lambda: worker.backward(update[0]), seconds),
-        "shuffle": microseconds(shuffle, seconds) / samples,  # per sample
+        "shuffle": microseconds(lambda: next(epochs), seconds) / samples,  # per sample
         "message": 1e6 * seconds_per_message(worker),
         "optimizer": microseconds(lambda: worker.step(reduced), seconds),  # last: it spoils the networks
         "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),

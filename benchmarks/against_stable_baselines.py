@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Train three tasks here and by Stable-Baselines3: return at equal steps, and against wall-clock time.
+
+`python -m benchmarks.against_stable_baselines`: ours by `ppo-mpi train` on two ranks, the other with as many threads as
+it likes. They take turns, one at a time. Runs that are there already are not repeated; all stay in
+`results/against_stable_baselines/`.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.run import ROOT, install
+from ppo_mpi_base.plot import plot_runs
+from ppo_mpi_base.runs import Run, read_run
+
+RESULTS = ROOT / "results" / "against_stable_baselines"
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+PEER, OURS = "stable_baselines3", "ppo_mpi_base"
+LABELS = {OURS: "ppo_mpi_base, 2 ranks", PEER: "Stable-Baselines3"}
+RANKS = 2
+
+
+def place(library: str, task: str, seed: int) -> Path:
+    """Return where the numbers of a run are kept."""
+    return RESULTS / library / task / f"seed{seed}.csv"
+
+
+def train(library: str, task: str, seed: int, steps: int) -> None:
+    """Train a task, and keep what was logged; of ours also run.toml, with versions and settings."""
+    kept = place(library, task, seed)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryDirectory() as directory:
+        logged = Path(directory) / "logs" / "progress.csv"
+        if library == OURS:
+            launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS), sys.executable, "-m"]
+            program = ["ppo_mpi_base", "train", task, "--seed", str(seed), "--total-steps", str(steps)]
+            command = [*launch, *program, "--directory", directory]
+        else:
+            logged.parent.mkdir()
+            launch = [str(ROOT / ".venv-bench" / PEER / "bin" / "python"), "-m"]
+            command = [*launch, "benchmarks.contestants.stable_baselines_learning", task, str(seed), str(steps)]
+            command.append(str(logged))
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        shutil.copy(logged, kept)
+        if library == OURS:
+            shutil.copy(Path(directory) / "run.toml", kept.with_suffix(".toml"))
+
+
+def runs(library: str, task: str) -> list[Run]:
+    """Return the runs that are there."""
+    found = (read_run(path) for path in sorted(place(library, task, 0).parent.glob("seed*.csv")))
+    return [run for run in found if run is not None]
+
+
+def tabulate() -> None:
+    """Write the table and draw the curves of what is there, along steps and along time."""
+    rows = []
+    for task in TASKS:
+        for library in LABELS:
+            if found := runs(library, task):
+                scores, seconds = [run.score for run in found], [run.seconds[-1] for run in found]
+                numbers = np.mean(scores), np.std(scores), np.median(seconds)
+                rows.append([task, LABELS[library], len(found), *(f"{number:.0f}" for number in numbers)])
+    with (RESULTS / "scores.csv").open("w", newline="") as file:
+        header = ["task", "library", "seeds", "mean_return", "std", "median_seconds"]
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    for row in rows:
+        print("  ".join(map(str, row)))
+    print(f"{platform.machine()}, {os.cpu_count()} cores")
+    groups = [RESULTS / library for library in LABELS]
+    plot_runs(groups, RESULTS / "by_steps", labels=list(LABELS.values()))
+    plot_runs(groups, RESULTS / "by_time", labels=list(LABELS.values()), axis="time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    if not install(PEER):
+        raise SystemExit(1)
+    for seed in range(arguments.seeds):
+        for task in TASKS:
+            for library in LABELS:
+                if not place(library, task, seed).exists():
+                    train(library, task, seed, arguments.steps)
+                    run = runs(library, task)[-1]
+                    print(
+                        f"{LABELS[library]}, {task}, seed {seed}: {run.score:.0f}, {run.seconds[-1]:.0f} s", flush=True
+                    )
+    tabulate()
+
+
+if __name__ == "__main__":
+    main()
