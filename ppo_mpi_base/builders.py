@@ -68,9 +68,17 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
         seed=config.seed,
         first_global_index=ranks.rank * n,
         max_ep_len=config.max_ep_len,
+        first_ep_lens=_staggered(config.stagger_episodes, ranks, n),
         state_processing_hook=config.state_processing_hook,
         obs_space_override=config.obs_space_override,
     )
+
+
+def _staggered(longest: int | None, ranks: Communicator, n: int) -> list[int] | None:
+    """Return lengths for a rank's n environments, which over all ranks are spread evenly up to the longest."""
+    if longest is None:
+        return None
+    return [-(-longest * (ranks.rank * n + i + 1) // (ranks.size * n)) for i in range(n)]  # rounded up
 
 
 def check_equal_spaces(environments: Environments, ranks: Communicator) -> None:

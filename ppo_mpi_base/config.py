@@ -97,6 +97,9 @@ class Config:
     environments in this process, which is the fastest for light physics."""
     max_ep_len: Count | None = None
     """Truncate episodes after this many steps, on top of the environment's own limit."""
+    stagger_episodes: Count | None = None
+    """Cut the first episodes after lengths spread evenly up to this one over the environments of all ranks, so that
+    rollouts hold all moments of long episodes: of 1,000 steps, say. None: all environments begin together."""
     clip_rewards: bool = False
     """Learn from the sign of the reward; reports stay in true rewards."""
     normalize_observations: bool = False

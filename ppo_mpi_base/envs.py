@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import add
 from typing import Any, NamedTuple, TypeAlias
@@ -65,6 +66,8 @@ class Environments:
         seed: the run's seed, at least 0.
         first_global_index: global index of the first environment, rank * N.
         max_ep_len: steps after which an episode is truncated.
+        first_ep_lens: the same for each environment's first episode, (N,), which does not count in statistics if it is
+            cut by this. None: no such limits.
         state_processing_hook: function of one observation; what it returns takes the observation's place.
         obs_space_override: the space of observations after `state_processing_hook`.
 
@@ -84,6 +87,7 @@ class Environments:
         seed: int,
         first_global_index: int,
         max_ep_len: int | None = None,
+        first_ep_lens: Sequence[int] | None = None,
         state_processing_hook: Callable[[Any], Any] | None = None,
         obs_space_override: gym.Space | None = None,
     ) -> None:
@@ -102,7 +106,9 @@ class Environments:
         else:
             self.num_envs = len(environments)
             self._stepper = _Loop(environments, seed, fit)
-        self._max_ep_len = max_ep_len
+        self._limit = math.inf if max_ep_len is None else float(max_ep_len)
+        first: Sequence[float] = first_ep_lens or [math.inf] * self.num_envs
+        self._first_limits = [min(length, self._limit) for length in first]
         self._none = np.zeros(self.num_envs, dtype=bool)  # what most steps end
         self._none.flags.writeable = False
 
@@ -119,6 +125,7 @@ class Environments:
         """
         self._clock = 0  # steps since this reset
         self._starts = [0] * self.num_envs  # the clock when each environment's episode began
+        self._limits = self._first_limits.copy()  # to the lengths of the episodes in progress
         self._returns = [0.0] * self.num_envs  # of each environment's episode so far
         self._actions: list[np.ndarray] = []  # since the oldest episode in progress began, for `progress`
         self._reporting = self._stepper.reset(out, episode)  # environments that report their own episodes
@@ -141,8 +148,9 @@ class Environments:
         rewards, ended, final_observations, reports = self._stepper.step(actions.copy(), out)
         self._returns = list(map(add, self._returns, rewards.tolist()))  # NumPy's + takes longer on so few
         late: list[int] = []
-        if (limit := self._max_ep_len) is not None:
-            late = [i for i, start in enumerate(self._starts) if self._clock - start >= limit and i not in ended]
+        if min(self._limits) != math.inf:
+            lengths = [self._clock - start for start in self._starts]
+            late = [i for i in range(self.num_envs) if lengths[i] >= self._limits[i] and i not in ended]
         if not (ended or late or reports):
             return Transition(rewards, self._none, self._none, {}, [])
 
@@ -152,7 +160,7 @@ class Environments:
             terminated[i], truncated[i] = terminal, not terminal
         episodes = self._statistics(ended, late, reports)
         for i in ended:
-            self._starts[i], self._returns[i] = self._clock, 0.0
+            self._starts[i], self._returns[i], self._limits[i] = self._clock, 0.0, self._limit
         del self._actions[: len(self._actions) - (self._clock - min(self._starts))]
         waiting = [i for i in ended if i not in final_observations]  # for their next episode to begin
         if waiting:
@@ -189,6 +197,10 @@ class Environments:
             return list(range(self.num_envs))
         self._starts = (-progress["lengths"]).tolist()
         self._returns = progress["returns"].tolist()
+        self._limits = [
+            first if episode == 0 else self._limit
+            for first, episode in zip(self._first_limits, progress["episodes"].tolist(), strict=True)
+        ]
         self._reporting = set(np.flatnonzero(progress["reporting"]).tolist())
         past = int(progress["lengths"].max())
         actions = np.zeros((past, self.num_envs, *progress["actions0"].shape[1:]), progress["actions0"].dtype)
@@ -200,7 +212,7 @@ class Environments:
             else:
                 self._stepper.next_episode[i] = newest + 2
                 self._stepper.restart([i], out)
-                self._starts[i], self._returns[i] = 0, 0.0
+                self._starts[i], self._returns[i], self._limits[i] = 0, 0.0, self._limit
                 lost.append(i)
         self._actions = list(actions)
         return lost
@@ -210,10 +222,15 @@ class Environments:
         self._stepper.close()
 
     def _statistics(self, ended: Iterable[int], late: list[int], reports: dict[int, Episode]) -> list[Episode]:
-        """Return the episodes that ended, some of them only because they were late, as counted here or as reported."""
+        """Return the episodes that ended, some of them only because they were late, as counted here or as reported.
+
+        Those that were cut short of `max_ep_len` are left out.
+        """
         self._reporting.update(reports)
         episodes = []
         for i in ended:
+            if i in late and self._limits[i] < self._limit:
+                continue
             counted = Episode(self._returns[i], self._clock - self._starts[i], i)
             report = reports.pop(i, None)
             # A report that is too short has lost steps: RecordEpisodeStatistics around a vector environment forgets

@@ -54,6 +54,7 @@ def keywords(task: str, directory: Path, ranks: int = 1, **changed: Any) -> dict
         "num_environments": N,
         "rollout_length_per_worker": T,
         "max_ep_len": 13,
+        "stagger_episodes": 12,
         "train_batch_size": 12,
         "train_pi_epochs": 2,
         "train_v_epochs": 3,

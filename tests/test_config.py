@@ -106,6 +106,7 @@ WRONG = [
     ("seed", True, "whole number"),
     ("rollout_length_per_worker", 0, "at least 1"),
     ("max_ep_len", 0, "at least 1"),
+    ("stagger_episodes", 0, "at least 1"),
     ("gamma", 1.01, "number from 0 to 1"),
     ("gamma", -0.01, "number from 0 to 1"),
     ("gamma", math.nan, "from 0 to 1"),

@@ -193,6 +193,17 @@ class TestTransitions:
         assert played.steps[1][3].before == bytes_of(1, 1, 0, 0)
         assert played.episodes == [[(3.0, 3), (3.0, 3)]] * 2
 
+    @every_sync_way
+    def test_first_episodes_are_cut_and_not_counted(self, way):
+        """The first environment's is cut by its own limit, the second's by max_ep_len, the third's ends before."""
+        fns = [partial(ScriptedEnv, g=g, horizon=horizon, end="terminated") for g, horizon in enumerate((4, 100, 2))]
+        played = play(rank(way(fns), max_ep_len=5, first_ep_lens=[3, 5, 3]), box_actions(9, 3))
+        ends = [[t + 1 for t, step in enumerate(steps) if step.truncated] for steps in played.steps]
+        assert ends == [[3], [5], []]
+        assert [len(step.after) for step in played.steps[0]] == [16] * 9
+        assert played.steps[0][2].after[:12] == bytes_of(0, 0, 3) and played.steps[0][3].before == bytes_of(0, 1, 0, 0)
+        assert played.episodes == [[(4.0, 4)], [(5.0, 5)], [(2.0, 2)] * 4]
+
     @pytest.mark.parametrize("name", ["list", "sync, next step", "sync, disabled", "sync, next step, no copy"])
     def test_arrays_may_be_reused(self, name):
         """SuperSuit 116, baselines 418, tianshou 1281."""
