@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Puts the table and the curves of results/learning/ into the site, so that no page holds a copy of a figure."""
+"""Puts the tables and the curves of results/ into the site, so that no page holds a copy of a figure."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
-LEARNING = Path(__file__).resolve().parent.parent / "results" / "learning"
-PLACE = "<!-- scores.csv -->"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PLACE = re.compile(r"<!-- (\S+/scores\.csv) -->")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the picture of the learning curves to the files of the site."""
+    """Add the pictures of the learning curves to the files of the site, learning.png and mujoco.png."""
     from mkdocs.structure.files import File  # here, so that the table can be tested without mkdocs
 
-    files.append(File.generated(config, "curves.png", abs_src_path=str(LEARNING / "curves.png")))
+    for kind in ("learning", "mujoco"):
+        files.append(File.generated(config, f"{kind}.png", abs_src_path=str(RESULTS / kind / "curves.png")))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of scores where a page asks for it."""
-    return markdown.replace(PLACE, table(LEARNING / "scores.csv"))
+    """Put a table of scores where a page asks for it."""
+    return PLACE.sub(lambda place: table(RESULTS / place[1]), markdown)
 
 
 def table(path: Path) -> str:

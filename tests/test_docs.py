@@ -94,6 +94,8 @@ def test_what_pages_name_is_there() -> None:
 def test_the_page_of_results_gets_every_score() -> None:
     hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
     page = hook["on_page_markdown"]((DOCS / "results.md").read_text(encoding="utf-8"))
-    scores = (ROOT / "results" / "learning" / "scores.csv").read_text(encoding="utf-8").split("\n")[1:-1]
-    for row in scores:
-        assert f"| {row.replace(',', ' | ')} |" in page
+    for kind in ("learning", "mujoco"):
+        scores = (ROOT / "results" / kind / "scores.csv").read_text(encoding="utf-8").split("\n")[1:-1]
+        assert len(scores) > 8
+        for row in scores:
+            assert f"| {row.replace(',', ' | ')} |" in page
