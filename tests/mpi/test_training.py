@@ -121,7 +121,7 @@ for case in cases:
         num_environments=8 // ranks.size,
         rollout_length_per_worker=16,
         max_ep_len=15,
-        stagger_episodes=14,
+        stagger_episodes=14 if kind == "gaussian" else None,
         train_pi_epochs=3,
         train_v_epochs=3,
         normalize_observations=True,
