@@ -96,6 +96,6 @@ def test_the_page_of_results_gets_every_score() -> None:
     page = hook["on_page_markdown"]((DOCS / "results.md").read_text(encoding="utf-8"))
     for kind in ("learning", "mujoco"):
         scores = (ROOT / "results" / kind / "scores.csv").read_text(encoding="utf-8").split("\n")[1:-1]
-        assert len(scores) > 8
+        assert scores
         for row in scores:
             assert f"| {row.replace(',', ' | ')} |" in page
