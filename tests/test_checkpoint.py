@@ -348,7 +348,7 @@ def test_a_newer_format_is_refused(tmp_path, run_of_half):
 
 def test_nan_leaves_the_last_good_checkpoint(tmp_path):
     faulty = partial(FaultyEnv, "nan", at=HALF * T + 5, horizon=1000)
-    given: dict[str, Any] = {"env_fn": faulty, "env_kwargs": {}, "max_ep_len": None}
+    given: dict[str, Any] = {"env_fn": faulty, "env_kwargs": {}, "max_ep_len": None, "stagger_episodes": None}
     with pytest.raises(TrainingError, match=rf"observation is not finite: rank 0, .* step 5 of iteration {HALF}"):
         train(tmp_path, **given)
     facts, arrays = checkpoint(tmp_path)
