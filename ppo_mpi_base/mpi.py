@@ -38,8 +38,6 @@ _RANK_PROCESS = "PPO_MPI_BASE_RANK_PROCESS"  # set by us to a rank's process id,
 _FAILED = 31999  # the tag of the message by which a failing rank tells the higher ones
 _SAME_MOMENT = 0.25  # seconds in which ranks count as failing together: longer than an Abort takes to end a rank
 _DRAIN = 0.25  # seconds for the launcher to read our last lines, which MPICH's mpiexec else drops at an Abort
-_FEW_RANKS = 8
-_SMALL_ARRAY = 2**19  # bytes: containers have little shared memory, 64 MB often, of which MPI itself wants most
 _PATIENCE = 5.0  # seconds in which a silent rank expects the Abort of the rank that speaks
 
 
@@ -74,10 +72,6 @@ class Communicator:
         """
         if self._comm is not None:
             self._call("sum_", self._comm.Allreduce, _mpi.IN_PLACE, array, _mpi.SUM)
-
-    def repeated_sum(self, array: np.ndarray) -> RepeatedSum:
-        """Return what sums one array, such as a gradient, many times as `sum_` does. Collective: call on all ranks."""
-        return RepeatedSum(self, array)
 
     def mean_(self, array: np.ndarray) -> None:
         """Replace each element by its mean over ranks; floats, else like `sum_`. Collective: call on all ranks."""
@@ -176,59 +170,6 @@ class Communicator:
             shared = error  # with its own traceback
         shared.collective = True
         raise shared
-
-
-class RepeatedSum:
-    """Replace an array's elements by their sums over ranks, each time that it is called. Collective: call on all ranks.
-
-    A few ranks on one host lay copies of a small array into memory that they share, and each adds up all of them: that
-    takes two thirds of an Allreduce's time. Else it is one.
-    """
-
-    def __init__(self, ranks: Communicator, array: np.ndarray) -> None:
-        """Allocate the memory, or find that this is no case for it. Collective: call on all ranks."""
-        self._ranks, self._array = ranks, array
-        self._window: Any = None
-        self._copies: list[list[np.ndarray]] = []
-        self._turn = 0
-        comm, few = ranks._comm, ranks.local_size == ranks.size <= _FEW_RANKS
-        if comm is None or not few or array.nbytes > _SMALL_ARRAY:
-            return
-        try:
-            window = _mpi.Win.Allocate_shared(2 * array.nbytes, array.itemsize, comm=comm)
-        except _mpi.Exception:  # on all ranks: the host has no memory of this kind left
-            return
-        window.Lock_all()
-        memory = [np.ndarray((2, array.size), array.dtype, window.Shared_query(rank)[0]) for rank in range(ranks.size)]
-        self._copies = [[both[turn] for both in memory] for turn in range(2)]
-        self._window, self._barrier = window, comm.Barrier
-
-    def __call__(self) -> None:
-        """Sum. The result is the same to the last bit on all ranks."""
-        if self._window is None:
-            self._ranks.sum_(self._array)
-        else:
-            self._ranks._call("sum_", self._add_up)
-
-    def _add_up(self) -> None:
-        # Two sets of copies in turn: while a rank still reads the one, another may have come to the next sum already,
-        # but no further, for the barrier.
-        copies, self._turn = self._copies[self._turn], 1 - self._turn
-        copies[self._ranks.rank][:] = self._array
-        self._window.Sync()
-        self._barrier()
-        self._window.Sync()
-        np.add(copies[0], copies[1], out=self._array)
-        for copy in copies[2:]:
-            self._array += copy
-
-    def free(self) -> None:
-        """Give the memory back. Collective: call on all ranks."""
-        if self._window is not None:
-            self._copies.clear()
-            self._window.Unlock_all()
-            self._window.Free()
-            self._window = None
 
 
 class fail_together:  # noqa: N801 (used like a function, as contextlib.suppress is)

@@ -95,7 +95,6 @@ class Worker:
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
-        self.sum_message = ranks.repeated_sum(self.flat.host)
         share_cores(ranks, len(self.flat.data))
         self.reports = together(ranks, lambda: Reports(config, ranks))
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
@@ -303,7 +302,7 @@ class Worker:
         """
         flat, started = self.flat, time.perf_counter()
         flat.to_host()
-        self.sum_message()
+        self.ranks.sum_(flat.host)
         flat.from_host()
         self.reports.messages.append(time.perf_counter() - started)
         return dict(zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False))
@@ -419,7 +418,6 @@ class Worker:
         """Close what the run opened, and return how it went. Collective: call on all ranks."""
         for hook in self.config.hooks:
             hook.on_end(self)
-        self.sum_message.free()
         curve = self.reports.finish(self.config.save_location)
         reports = self.reports
         return Result(
