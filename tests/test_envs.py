@@ -650,3 +650,15 @@ class TestAtari:
         actions = np.zeros((30, 2), np.int64)
         first, second = (play(rank(vector), actions) for vector in vectors)
         assert first == second and first.episodes[0]
+
+
+def test_a_first_episode_that_is_taken_up_again_keeps_its_cut() -> None:
+    former, resumed = (rank([gym.make("Pendulum-v1") for _ in range(2)], first_ep_lens=[5, 7]) for _ in range(2))
+    out, again = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    former.reset(out)
+    actions = box_actions(9, 2)[..., :1]
+    for action in actions[:3]:
+        former.step(action, out)
+    assert resumed.resume(former.progress(), out.copy(), again) == []
+    ends = [resumed.step(action, again).truncated.tolist() for action in actions[3:]]
+    assert ends == [[False, False], [True, False], [False, False], [False, True], [False, False], [False, False]]
