@@ -10,14 +10,13 @@ import argparse
 import csv
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.results import train_and_keep
 from benchmarks.run import ROOT, install
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.runs import Run, read_run
@@ -37,23 +36,15 @@ def place(library: str, task: str, seed: int) -> Path:
 def train(library: str, task: str, seed: int, steps: int) -> None:
     """Train a task, and keep what was logged; of ours also run.toml, with versions and settings."""
     kept = place(library, task, seed)
+    if library == OURS:
+        launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS)]
+        train_and_keep(kept, [task, "--seed", str(seed), "--total-steps", str(steps)], launch)
+        return
     kept.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryDirectory() as directory:
-        logged = Path(directory) / "logs" / "progress.csv"
-        if library == OURS:
-            launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS), sys.executable, "-m"]
-            program = ["ppo_mpi_base", "train", task, "--seed", str(seed), "--total-steps", str(steps)]
-            command = [*launch, *program, "--directory", directory]
-        else:
-            logged.parent.mkdir()
-            launch = [str(ROOT / ".venv-bench" / PEER / "bin" / "python"), "-m"]
-            command = [*launch, "benchmarks.contestants.stable_baselines_learning", task, str(seed), str(steps)]
-            command.append(str(logged))
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        shutil.copy(logged, kept)
-        if library == OURS:
-            shutil.copy(Path(directory) / "run.toml", kept.with_suffix(".toml"))
+    unfinished = kept.with_suffix(".unfinished")
+    python, program = ROOT / ".venv-bench" / PEER / "bin" / "python", "benchmarks.contestants.stable_baselines_learning"
+    subprocess.run([python, "-m", program, task, str(seed), str(steps), unfinished], cwd=ROOT, check=True)
+    unfinished.rename(kept)
 
 
 def runs(library: str, task: str) -> list[Run]:
@@ -94,10 +85,7 @@ def main() -> None:
             for library in LABELS:
                 if not place(library, task, seed).exists():
                     train(library, task, seed, arguments.steps)
-                    run = runs(library, task)[-1]
-                    print(
-                        f"{LABELS[library]}, {task}, seed {seed}: {run.score:.0f}, {run.seconds[-1]:.0f} s", flush=True
-                    )
+                    print(f"{LABELS[library]}, {task}, seed {seed} is trained", flush=True)
     tabulate()
 
 

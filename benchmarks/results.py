@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,13 +52,16 @@ def place(task: str, seed: int) -> Path:
 
 def train(task: str, seed: int) -> None:
     """Train a task by `ppo-mpi train`, on one rank, and keep what it logged."""
-    kept = place(task, seed)
+    train_and_keep(place(task, seed), [task, "--seed", str(seed), *SETTING], OMP_NUM_THREADS="1")
+
+
+def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] = (), **environment: str) -> None:
+    """Run `ppo-mpi train` with such arguments, and keep its progress.csv as `kept`, its run.toml beside it."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "ppo_mpi_base", "train", task, "--seed", str(seed), "--directory", directory]
-        command += SETTING
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        command = [*launch, sys.executable, "-m", "ppo_mpi_base", "train", *arguments, "--directory", directory]
+        variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+        subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.DEVNULL)
         shutil.copy(Path(directory) / "run.toml", kept.with_suffix(".toml"))
         shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
 
