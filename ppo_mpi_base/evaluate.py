@@ -20,13 +20,14 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 
 from ppo_mpi_base.builders import build_environment, checked_together
 from ppo_mpi_base.config import Count, CountOrZero, checked
-from ppo_mpi_base.envs import Environments, Episode
+from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.mpi import Communicator, world
 from ppo_mpi_base.policies import ActorCritic, action_noise
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
+from ppo_mpi_base.steppers import Episode
 
 RESAMPLES = 10_000
 """Bootstrap samples of which the interval is made."""

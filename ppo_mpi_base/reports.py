@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.envs import Episode
 from ppo_mpi_base.files import make_directory
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.plot import learning_curve
+from ppo_mpi_base.steppers import Episode
 
 WINDOW = 100
 

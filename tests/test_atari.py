@@ -16,8 +16,9 @@ ale_py = pytest.importorskip("ale_py")
 cv2 = pytest.importorskip("cv2")
 
 from ppo_mpi_base.atari import atari_env, atari_vector_env  # noqa: E402
-from ppo_mpi_base.envs import Environments, Episode  # noqa: E402
+from ppo_mpi_base.envs import Environments  # noqa: E402
 from ppo_mpi_base.errors import ConfigurationError  # noqa: E402
+from ppo_mpi_base.steppers import Episode  # noqa: E402
 
 BREAKOUT, INVADERS, PONG = "ALE/Breakout-v5", "ALE/SpaceInvaders-v5", "ALE/Pong-v5"
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]

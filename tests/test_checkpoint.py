@@ -167,7 +167,7 @@ def test_environments_that_cannot_be_restored_begin_new_episodes_and_one_line_sa
 
 
 def package_seed(g: int) -> int:
-    from ppo_mpi_base.envs import first_seed
+    from ppo_mpi_base.steppers import first_seed
 
     return first_seed(0, g)
 

@@ -16,9 +16,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
 
-from ppo_mpi_base.envs import Environments, Episode, check_spaces, first_seed
+from ppo_mpi_base.envs import Environments, check_spaces
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.seeding import EPISODES, generator
+from ppo_mpi_base.steppers import Episode, first_seed
 from tests.scripted import FaultyEnv, ScriptedEnv, scripted
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED

@@ -24,7 +24,6 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from torch import Tensor, nn
 
-from ppo_mpi_base.envs import first_seed
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.evaluate import RESAMPLES, Evaluation, evaluate
 from ppo_mpi_base.hooks import Hooks
@@ -33,6 +32,7 @@ from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator
+from ppo_mpi_base.steppers import first_seed
 from ppo_mpi_base.worker import Worker
 from tests.evaluating import ACTIONS, Drawing, policy_of, rest, rows, small, state, train
 from tests.scripted import FaultyEnv, ScriptedEnv
