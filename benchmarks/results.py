@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ppo_mpi_base.aggregates import interquartile_mean
-from ppo_mpi_base.logger import read_progress
+from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean
 from ppo_mpi_base.plot import plot_runs
+from ppo_mpi_base.runs import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mujoco"
@@ -66,28 +66,22 @@ def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] =
         shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
 
 
-def last_row(path: Path) -> dict[str, str]:
-    """Return the last row of a run's numbers."""
-    return read_progress(path)[1][-1]
-
-
 def tabulate() -> None:
     """Write the table of all results that are there, and draw their curves."""
     rows: list[list[str]] = []
     for task, published in PUBLISHED.items():
-        last = [last_row(path) for path in sorted(place(task, 0).parent.glob("seed*.csv"))]
-        if not last:
+        runs = [run for path in sorted(place(task, 0).parent.glob("seed*.csv")) if (run := read_run(path)) is not None]
+        if not runs:
             continue
-        scores = np.array([float(row["episode_return"]) for row in last])
+        scores = np.array([run.score for run in runs])
+        middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
+        numbers = [f"{number:.1f}" for number in (scores.mean(), scores.std(), middle, low, high)]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)
-        seconds = np.median([float(row["seconds"]) for row in last])
-        middle = f"{float(interquartile_mean([scores])):.1f}"
-        rows.append(
-            [task, f"{scores.mean():.1f}", f"{scores.std():.1f}", middle, str(len(scores)), f"{seconds:.0f}", *known]
-            + ["yes" if reached else "NO"]
-        )
-    header = ["task", "mean", "std", "interquartile_mean", "seeds", "median_seconds", "P", "SU", "CR", "at_or_above"]
+        seconds = np.median([run.seconds[-1] for run in runs])
+        rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, "yes" if reached else "NO"])
+    header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds", "P", "SU", "CR"]
+    header.append("at_or_above")
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
     for row in [header, *rows]:
@@ -111,8 +105,8 @@ def main() -> None:
         def one(task: str, seed: int) -> None:
             train(task, seed)
             with lock:
-                row = last_row(place(task, seed))
-                progress.console.print(f"{task} seed {seed}: {row['episode_return']} in {float(row['seconds']):.0f} s")
+                if (run := read_run(place(task, seed))) is not None:
+                    progress.console.print(f"{task} seed {seed}: {run.score:.1f} in {run.seconds[-1]:.0f} s")
                 progress.advance(bar)
 
         for done in [pool.submit(one, *run) for run in runs]:
