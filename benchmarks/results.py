@@ -66,6 +66,11 @@ def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] =
         shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
 
 
+def deviation(scores: np.ndarray) -> float:
+    """Return the standard deviation of the population that these seeds are a sample of; NaN of one."""
+    return float(scores.std(ddof=1)) if len(scores) > 1 else float("nan")
+
+
 def tabulate() -> None:
     """Write the table of all results that are there, and draw their curves."""
     rows: list[list[str]] = []
@@ -75,7 +80,7 @@ def tabulate() -> None:
             continue
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
-        numbers = [f"{number:.1f}" for number in (scores.mean(), scores.std(), middle, low, high)]
+        numbers = [f"{number:.1f}" for number in (scores.mean(), deviation(scores), middle, low, high)]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)
         seconds = np.median([run.seconds[-1] for run in runs])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -102,8 +103,10 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     torch.manual_seed(int(seeds[0]))
     space = environments.observation_space
     obs_dim, act_dim = observation_dim(space), action_dim(environments.action_space)
-    network = config.network_fn(obs_dim, act_dim, **config.policy_kwargs)
-    value_network = config.value_network_fn(obs_dim, **config.critic_kwargs) if config.value_network_fn else None
+    network = _network("network_fn", config.network_fn, obs_dim, act_dim, **config.policy_kwargs)
+    value_network = None
+    if config.value_network_fn is not None:
+        value_network = _network("value_network_fn", config.value_network_fn, obs_dim, **config.critic_kwargs)
     actor_critic = ActorCritic(
         network,
         value_network,
@@ -121,3 +124,17 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         if value_network is not None:
             orthogonal_(value_network, 1.0, random)
     return actor_critic.to(device)
+
+
+def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: int, **keywords: Any) -> torch.nn.Module:
+    """Build a network by the user's function, or raise `ConfigurationError` where it does not take what it gets."""
+    if isinstance(build, torch.nn.Module):
+        raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")
+    try:
+        inspect.signature(build).bind(*sizes, **keywords)
+    except TypeError as error:
+        takes = ", ".join(["obs_dim", "act_dim"][: len(sizes)] + [f"{key}=..." for key in keywords])
+        raise ConfigurationError(f"{name} is called as {name}({takes}), and takes something else: {error}") from error
+    except ValueError:  # a builtin function without a signature
+        pass
+    return build(*sizes, **keywords)

@@ -160,7 +160,7 @@ def compare(
 
     Args:
         runs: Runs of the one.
-        against: Runs of the other; "--" stands for it.
+        against: Runs of the other; "--" may stand for this flag.
         output: The path of table and pictures, without ending.
         labels: What the two are called; what their paths end with where it is not said.
     """
@@ -239,6 +239,8 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
     if env_id is not None:
         return functools.partial(tasks.environment, env_id), None
     if not (run / run_file.NAME).exists():
+        if several := sorted(path.parent.name for path in run.glob(f"*/{run_file.NAME}")):
+            raise ConfigurationError(f"{run} holds several runs: name one of them, {', '.join(several)}")
         raise ConfigurationError(f"{run} has no {run_file.NAME}: name the environment by --env-id, such as CartPole-v1")
     chosen = run_file.read(run / run_file.NAME)
     build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))

@@ -20,6 +20,9 @@ from ppo_mpi_base.aggregates import Scores
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.runs import Run
 
+SHORT = 0.9
+"""A warning tells of runs shorter than this share of the longest one."""
+
 References = Mapping[str, tuple[float, float]]
 
 
@@ -117,6 +120,11 @@ def compare(
         raise ConfigurationError(f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: no task is of both")
     if alone := sorted(set(a) ^ set(b)):
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
+    for task in tasks:
+        ends = [run.steps[-1] for run in (*a[task], *b[task])]
+        if min(ends) < SHORT * max(ends):
+            length = f"{min(ends):,.0f} to {max(ends):,.0f} steps"
+            warnings.warn(f"{task}: the runs are {length} long, and each counts by its last return", stacklevel=2)
     scale = {task: reference_of(task, [*a[task], *b[task]], references) for task in tasks}
     rows = tuple(_compare_task(task, _scores(a[task]), _scores(b[task]), scale[task]) for task in tasks)
     normalized = [

@@ -219,6 +219,8 @@ class Config:
             raise ConfigurationError(
                 "obs_space_override describes what state_processing_hook returns, and that is missing"
             )
+        if self.resume == "auto" and self.save_location is None:
+            raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
         samples = self.rollout_length_per_worker * self.environments_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(

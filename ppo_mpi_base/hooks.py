@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from ppo_mpi_base.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ppo_mpi_base.policies import ActorCritic
@@ -19,6 +22,17 @@ class Hooks:
     Every rank runs every hook in the same order, so that a hook may call collectives of `worker.ranks`. Decisions that
     change the training must come from figures that are equal on all ranks (`statistics`, or what you reduced).
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Reject a method that is named as a moment, but is none: it would never run."""
+        super().__init_subclass__(**keywords)
+        moments = [name for name in vars(Hooks) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in moments:
+                near = difflib.get_close_matches(name, moments, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                known = ", ".join(moments)
+                raise ConfigurationError(f"{cls.__name__}.{name} would never run: there are {known}{meant}")
 
     def on_start(self, worker: Worker) -> None:
         """Run once, after networks and environments are built and before the first rollout: build what you need."""

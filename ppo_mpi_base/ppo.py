@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppo_mpi_base.config import Config, keywords_of
 from ppo_mpi_base.policies import ActorCritic
-from ppo_mpi_base.rollout import Batch, gae
+from ppo_mpi_base.rollout import Batch, checked_estimates, gae
 from ppo_mpi_base.worker import Result, training
 
 
@@ -19,7 +19,7 @@ def PPO(config: Config) -> Result:
     Its keywords are the fields of `config.Config`, each with its meaning and range there. Launch the same script as
     `python train.py` for one rank, or `mpiexec -n 8 python train.py` for eight.
     """
-    loss_fn, advantage_fn = config.loss_fn or ppo_losses, config.advantage_fn or gae
+    loss_fn, advantage_fn = config.loss_fn or ppo_losses, checked_estimates(config.advantage_fn or gae)
 
     with training(config, loss_fn) as worker:
         while worker.total_steps < config.total_steps and not worker.interrupted:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.mpi import Communicator
 
 
@@ -129,6 +129,33 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     for t in reversed(range(len(values))):
         following = torch.addcmul(deltas[t], decay[t], following, out=advantages[t])
     return advantages, advantages + values
+
+
+def checked_estimates(advantage_fn: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return an advantage estimate whose results are looked at: tensors (T, N) of numbers, without a gradient.
+
+    Raises:
+        ConfigurationError: it returns something else.
+        TrainingError: a number is not finite.
+    """
+
+    def estimate(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+        returned = advantage_fn(rollout, gamma, lam)
+        shape = tuple(rollout.rewards.shape)
+        wanted = f"advantage_fn must return (advantages, value targets), each a floating tensor (T, N) = {shape}"
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            found = f"{len(returned)} things" if isinstance(returned, tuple | list) else type(returned).__name__
+            raise ConfigurationError(f"{wanted}, not {found}")
+        for name, x in zip(("advantages", "value targets"), returned, strict=True):
+            if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
+                found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                raise ConfigurationError(f"{wanted}, but its {name} are {found}")
+            if not x.isfinite().all():
+                raise TrainingError(f"advantage_fn: its {name} are not all finite")
+        advantages, targets = returned
+        return advantages.detach(), targets.detach()
+
+    return estimate
 
 
 Step = tuple[np.ndarray, np.ndarray, float, float, float]

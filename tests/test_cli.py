@@ -104,10 +104,14 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         (["train", "CartPole-v1", "--gamma", "2"], "gamma=2.0 must be a number from 0 to 1"),
         (["evaluate", "nowhere"], "nowhere"),
         (["plot", "nowhere"], "nowhere"),
+        (["evaluate", "seeds"], "seeds holds several runs: name one of them, seed0, seed1"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
+    for seed in ("seed0", "seed1"):
+        (tmp_path / "seeds" / seed).mkdir(parents=True)
+        (tmp_path / "seeds" / seed / "run.toml").touch()
     with pytest.raises(ConfigurationError, match=message):
         cli.main(arguments)
 

@@ -264,6 +264,12 @@ def test_of_single_seeds_no_interval_is_told(tmp_path, groups):
     assert "nan" not in str(found) and "100 (1)" in str(found)
 
 
+def test_runs_of_other_lengths_are_said(tmp_path, groups):
+    write_run(tmp_path / "a" / "Hopper-v5" / "9" / "progress.csv", [0.0, 500.0])
+    with pytest.warns(UserWarning, match="Hopper-v5: the runs are 500 to 1,000 steps long"):
+        compare_runs(groups[0] / "Hopper-v5", groups[1] / "Hopper-v5", tmp_path / "ab")
+
+
 def test_tasks_of_one_group_only_are_said(tmp_path, groups):
     with pytest.warns(UserWarning, match="only one group has runs of it: Walker2d-v5"):
         compare_runs(groups[0], groups[1] / "Hopper-v5", tmp_path / "ab")

@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.mpi import Communicator
-from ppo_mpi_base.rollout import Batch, Rollout, Step, explained_variance, gae, intercept, minibatch_order
+from ppo_mpi_base.rollout import (
+    Batch,
+    Rollout,
+    Step,
+    checked_estimates,
+    explained_variance,
+    gae,
+    intercept,
+    minibatch_order,
+)
 from ppo_mpi_base.seeding import MINIBATCHES, generator
 
 
@@ -127,6 +136,33 @@ def test_advantages_keep_the_width_of_the_values_and_change_nothing() -> None:
     advantages, returns = gae(rollout, 0.99, 0.95)
     assert advantages.dtype == returns.dtype == torch.float32 and advantages.shape == rollout.rewards.shape
     torch.testing.assert_close(rollout.values, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (None, "not NoneType"),
+        (torch.zeros(2, 3), "not Tensor"),
+        ((torch.zeros(2, 3),), "not 1 things"),
+        ((torch.zeros(3, 2), torch.zeros(2, 3)), r"its advantages are torch.float32 \(3, 2\)"),
+        ((torch.zeros(2, 3), torch.zeros(2, 1)), r"its value targets are torch.float32 \(2, 1\)"),
+        ((torch.zeros(2, 3, 1), torch.zeros(2, 3)), r"\(2, 3, 1\)"),
+        ((torch.zeros(2, 3), np.zeros((2, 3))), "value targets are ndarray"),
+        ((torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3)), "torch.int64"),
+    ],
+)
+def test_an_estimate_of_another_form_is_told(returned: Any, text: str) -> None:
+    rollout = rollout_of(rewards=torch.zeros(2, 3))
+    with pytest.raises(ConfigurationError, match=r"advantage_fn must return .* \(T, N\) = \(2, 3\), .*" + text):
+        checked_estimates(lambda *_: returned)(rollout, 0.99, 0.95)
+
+
+def test_an_estimate_must_be_finite_and_needs_no_gradient() -> None:
+    rollout, zeros = rollout_of(rewards=torch.zeros(2, 3)), torch.zeros(2, 3)
+    with pytest.raises(TrainingError, match="value targets are not all finite"):
+        checked_estimates(lambda *_: (zeros, zeros / 0))(rollout, 0.99, 0.95)
+    advantages, targets = checked_estimates(lambda *_: (zeros.clone().requires_grad_(), zeros))(rollout, 0.99, 0.95)
+    assert not advantages.requires_grad and torch.equal(targets, zeros)
 
 
 def test_explained_variance_is_numpys() -> None:

@@ -447,6 +447,10 @@ def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
         ({"value_network_fn": wide}, ["value_network_fn", "(2, 2)", "(2, 1)"]),
         ({"value_network_fn": None}, ["value_network_fn is missing", "(means or logits, values)"]),
         ({"network_fn": lambda o, a: nn.Linear(o + 1, a)}, ["network_fn", "fails on observations (2, 4)"]),
+        ({"network_fn": nn.Linear(4, 2)}, ["network_fn is a network already", "builds one"]),
+        ({"network_fn": lambda o: nn.Linear(o, 2)}, ["network_fn(obs_dim, act_dim)", "too many positional arguments"]),
+        ({"value_network_fn": wide, "critic_kwargs": {"width": 3}}, ["value_network_fn(obs_dim, width=...)"]),
+        ({"resume": "auto", "save_location": None}, ['resume="auto" needs save_location']),
         ({"train_batch_size": 17}, ["train_batch_size=17", "16"]),
         ({"num_environments": 2}, ["num_environments=2", "use_vectorized_envs=True"]),
         ({"use_vectorized_envs": True}, ["use_vectorized_envs", "num_environments"]),
@@ -484,6 +488,29 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
     assert "\n" not in str(caught.value)
     for text in texts:
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("learning_rates", ("actor", 1e-3), r"worker.learning_rates\['actor'\]=0.001: there are 'policy' and 'value'"),
+        ("learning_rates", ("policy", "fast"), "'fast'.*numbers at least 0"),
+        ("learning_rates", ("value", math.nan), "=nan"),
+        ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a tensor"),
+    ],
+)
+def test_a_hook_that_sets_what_nobody_reads_is_told(tmp_path: Path, name: str, value: Any, text: str) -> None:
+    class Setting(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            getattr(worker, name)[value[0]] = value[1]
+
+    with pytest.raises(ConfigurationError, match=text):
+        train(tmp_path, hooks=[Setting()])
+
+
+def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
+    with pytest.raises(ConfigurationError, match=r"Late.on_iter would never run: .*did you mean on_iteration\?$"):
+        type("Late", (Hooks,), {"on_iter": lambda self: None})
 
 
 @pytest.mark.parametrize("argument", ["log_directory", "save_location"])
