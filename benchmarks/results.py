@@ -27,8 +27,8 @@ from ppo_mpi_base.runs import read_run
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mujoco"
 SEEDS = 10
-# The one set of hyperparameters: the tuned setting of `ppo-mpi train`, but looking a little further ahead, and with environments
-# that are at different moments of their episodes. docs/tried.md says what both do.
+# The one set of hyperparameters: the tuned setting of `ppo-mpi train`, but looking a little further ahead, and with
+# environments that are at different moments of their episodes. docs/tried.md says what both do.
 SETTING = ["--gamma", "0.993", "--stagger-episodes", "1000"]
 # Mean returns of training episodes at 1M steps: P, the PPO paper (v1, last 100 episodes, read from its curves); SU,
 # OpenAI Spinning Up (v3); CR, CleanRL (v4). None: not published.
