@@ -166,7 +166,7 @@ def compare_runs(
         _draw_probabilities(figure.add_subplot(grid[:, -1]), comparison)
         seeds = [[len(task.scores_a) for task in comparison.tasks], [len(task.scores_b) for task in comparison.tasks]]
         _legend(figure, comparison.labels, seeds, joined=False)
-        _note(figure, "Large: means with 95% bootstrap intervals (few seeds: too narrow). Small: seeds.", True, references)
+        _note(figure, "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds.", True, references)
         _save_both(figure, path)
     _write(path.with_name(path.name + ".json"), (json.dumps(comparison.to_dict(), indent=1) + "\n").encode(), "output")
     return comparison
