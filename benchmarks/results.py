@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean
 from ppo_mpi_base.plot import plot_runs
+from ppo_mpi_base.run_file import NONE
 from ppo_mpi_base.runs import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,13 +58,20 @@ def train(task: str, seed: int) -> None:
 
 def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] = (), **environment: str) -> None:
     """Run `ppo-mpi train` with such arguments, and keep its progress.csv as `kept`, its run.toml beside it."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         command = [*launch, sys.executable, "-m", "ppo_mpi_base", "train", *arguments, "--directory", directory]
         variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
         subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.DEVNULL)
-        shutil.copy(Path(directory) / "run.toml", kept.with_suffix(".toml"))
-        shutil.copy(Path(directory) / "logs" / "progress.csv", kept)
+        keep(Path(directory), kept)
+
+
+def keep(directory: Path, kept: Path) -> None:
+    """Keep the progress.csv of a finished run as `kept`, and beside it its run.toml, which starts it elsewhere too."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    text = (directory / "run.toml").read_text(encoding="utf-8")
+    text = text.replace(str(directory), NONE).replace(f"{ROOT}/", "")
+    kept.with_suffix(".toml").write_text(text, encoding="utf-8")
+    shutil.copy(directory / "logs" / "progress.csv", kept)
 
 
 def deviation(scores: np.ndarray) -> float:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Train games by `ppo-mpi train`, and set them beside the PPO paper's scores.
+
+`python -m benchmarks.atari_scores` trains one at a time, on two ranks. Ctrl-C stops it within an iteration, and the
+same command goes on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
+"""
+
+import argparse
+import contextlib
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.results import ROOT, keep
+from ppo_mpi_base.interruption import REQUEUE
+from ppo_mpi_base.plot import plot_runs
+from ppo_mpi_base.runs import read_run
+
+RESULTS = ROOT / "results" / "atari"
+UNFINISHED = ROOT / "runs" / "atari_scores"
+# Game -> agent steps, seeds, and the score to reach: Pong's is near the highest possible, the others are the paper's.
+GAMES = {
+    "Pong": (3_000_000, 3, 20.0),
+    "Breakout": (10_000_000, 1, 274.8),
+    "Seaquest": (10_000_000, 1, 1204.5),
+    "SpaceInvaders": (10_000_000, 1, 942.5),
+}
+
+
+def place(game: str, seed: int) -> Path:
+    """Return where a finished run's progress.csv is kept."""
+    return RESULTS / f"{game}-v5" / f"seed{seed}.csv"
+
+
+def train(game: str, seed: int, ranks: int, precision: str) -> None:
+    """Train a game, or go on with it, and keep what it logged. Ends this script where the run was stopped."""
+    directory = UNFINISHED / game / f"seed{seed}"
+    launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)]
+    command = [sys.executable, "-m", "ppo_mpi_base", "train", f"ALE/{game}-v5"]
+    flags = ["--total-steps", str(GAMES[game][0]), "--seed", str(seed), "--precision", precision, "--resume", "auto"]
+    print(f"{game}, seed {seed}", flush=True)
+    status = None
+    with subprocess.Popen([*launch, *command, *flags, "--directory", str(directory)], cwd=ROOT) as process:
+        while status is None:
+            with contextlib.suppress(KeyboardInterrupt):  # the ranks have got it too, and write a checkpoint
+                status = process.wait()
+    if status == REQUEUE:
+        raise SystemExit(f"{game}, seed {seed} was stopped: the same command goes on")
+    if status != 0:
+        raise SystemExit(status)
+    keep(directory, place(game, seed))
+
+
+def tabulate() -> None:
+    """Write the table of all results that are there, and draw their curves."""
+    header = ["game", "seed", "last_return", "best_return", "to_reach", "steps", "seconds"]
+    rows = []
+    for game, (_, seeds, target) in GAMES.items():
+        for seed in range(seeds):
+            if place(game, seed).exists() and (run := read_run(place(game, seed))) is not None:
+                numbers = run.score, run.returns.max(), target, run.steps[-1], run.seconds[-1]
+                rows.append([game, str(seed), *(f"{number:g}" for number in numbers)])
+    for row in [header, *rows]:
+        print("  ".join(row))
+    if rows:
+        with (RESULTS / "scores.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        plot_runs([RESULTS], RESULTS / "curves", labels=["ppo_mpi_base"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=GAMES, default=list(GAMES), metavar="GAME")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    arguments = parser.parse_args()
+    for game in arguments.only:
+        for seed in range(GAMES[game][1]):
+            if not place(game, seed).exists():
+                train(game, seed, arguments.ranks, arguments.precision)
+    tabulate()
+
+
+if __name__ == "__main__":
+    main()
