@@ -88,7 +88,8 @@ def tabulate() -> None:
             continue
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
-        numbers = [f"{number:.1f}" for number in (scores.mean(), deviation(scores), middle, low, high)]
+        values = scores.mean(), deviation(scores), middle, low, high
+        numbers = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)
         seconds = np.median([run.seconds[-1] for run in runs])
