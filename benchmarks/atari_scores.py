@@ -7,14 +7,12 @@ same command goes on from there. Finished runs leave their progress.csv and run.
 
 import argparse
 import contextlib
-import csv
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import ROOT, keep
+from benchmarks.results import ROOT, keep, write_and_draw
 from ppo_mpi_base.interruption import REQUEUE
-from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.runs import read_run
 
 RESULTS = ROOT / "results" / "atari"
@@ -61,12 +59,8 @@ def tabulate() -> None:
             if place(game, seed).exists() and (run := read_run(place(game, seed))) is not None:
                 numbers = run.score, run.returns.max(), target, run.steps[-1], run.seconds[-1]
                 rows.append([game, str(seed), *(f"{number:g}" for number in numbers)])
-    for row in [header, *rows]:
-        print("  ".join(row))
     if rows:
-        with (RESULTS / "scores.csv").open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
-        plot_runs([RESULTS], RESULTS / "curves", labels=["ppo_mpi_base"])
+        write_and_draw(RESULTS, [header, *rows])
 
 
 def main() -> None:

@@ -96,11 +96,16 @@ def tabulate() -> None:
         rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, "yes" if reached else "NO"])
     header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds", "P", "SU", "CR"]
     header.append("at_or_above")
-    with (RESULTS / "scores.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-    for row in [header, *rows]:
+    write_and_draw(RESULTS, [header, *rows])
+
+
+def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
+    """Write the table of a directory of runs as scores.csv, print it, and draw the runs' curves beside it."""
+    with (directory / "scores.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    for row in table:
         print("  ".join(row))
-    plot_runs([RESULTS], RESULTS / "curves", labels=["ppo_mpi_base"])
+    plot_runs([directory], directory / "curves", labels=["ppo_mpi_base"])
 
 
 def main() -> None:

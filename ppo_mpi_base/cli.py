@@ -117,9 +117,10 @@ def evaluate(
         output: A JSON file. None: evaluation.json in the run's directory.
     """
     ranks = world()
+    saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     result = evaluate_policy(
-        load_actor_critic(_saved(run), which).actor_critic,
+        load_actor_critic(saved, which).actor_critic,
         env_fn,
         episodes=episodes,
         seed=seed,
@@ -188,9 +189,10 @@ def video(
         seed: Of environment and actions.
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
     """
+    saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     record_video(
-        _saved(run),
+        saved,
         env_fn,
         output or run / "video.mp4",
         episodes=episodes,
@@ -231,7 +233,11 @@ def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:
 
 def _saved(run: Path) -> Path:
     """Return where a run's networks are."""
-    return run / "saved_model" if (run / "saved_model").is_dir() else run
+    if (run / "saved_model").is_dir():
+        return run / "saved_model"
+    if several := sorted(path.parent.name for path in run.glob(f"*/{run_file.NAME}")):
+        raise ConfigurationError(f"{run} holds several runs: name one of them, {', '.join(several)}")
+    return run
 
 
 def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int | None]:
@@ -239,8 +245,6 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
     if env_id is not None:
         return functools.partial(tasks.environment, env_id), None
     if not (run / run_file.NAME).exists():
-        if several := sorted(path.parent.name for path in run.glob(f"*/{run_file.NAME}")):
-            raise ConfigurationError(f"{run} holds several runs: name one of them, {', '.join(several)}")
         raise ConfigurationError(f"{run} has no {run_file.NAME}: name the environment by --env-id, such as CartPole-v1")
     chosen = run_file.read(run / run_file.NAME)
     build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Checks that a run is sound: finite numbers, and ranks in step; each names who is at fault."""
+"""Checks that a run is sound: finite numbers, what hooks have set, and ranks in step; each names who is at fault."""
 
 from __future__ import annotations
 
+import math
+import numbers
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ppo_mpi_base.errors import TrainingError
+from torch import Tensor
+
+from ppo_mpi_base.errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
@@ -35,6 +39,22 @@ def raise_not_finite(worker: Worker) -> None:
             f"iteration {worker.iteration} (total_steps {worker.total_steps}); no parameter was changed"
         )
     )
+
+
+def check_rates_and_coefficients(worker: Worker) -> None:
+    """Raise `ConfigurationError` where a hook has set a learning rate or a coefficient that cannot be one."""
+    rates: dict[str, Any] = dict(worker.learning_rates)
+    for name, rate in rates.items():
+        if name not in worker.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
+            raise ConfigurationError(
+                f"worker.learning_rates[{name!r}]={rate!r}: there are 'policy' and 'value', numbers at least 0"
+            )
+    coefficients: dict[str, Any] = dict(worker.coefficients)
+    for name, coefficient in coefficients.items():
+        if not isinstance(coefficient, Tensor) or coefficient.shape != ():
+            raise ConfigurationError(
+                f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it by its fill_()"
+            )
 
 
 def check_in_step(worker: Worker) -> None:

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import check_environments, evaluate
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
@@ -344,7 +341,7 @@ class Worker:
         self._anneal()
         for hook in config.hooks:
             hook.on_iteration(self, row)
-        self._check_what_hooks_change()
+        health.check_rates_and_coefficients(self)
         over = self.total_steps >= config.total_steps
         self.reports.write(row)
         if config.save_location is not None and self.ranks.is_root and (over or self.iteration % SAVE_EVERY == 0):
@@ -359,20 +356,6 @@ class Worker:
         self.interrupted = wanted == 2 and not over
         if wanted or over:
             self.checkpoints.save(self)
-
-    def _check_what_hooks_change(self) -> None:
-        rates: dict[str, Any] = dict(self.learning_rates)
-        for name, rate in rates.items():
-            if name not in self.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
-                raise ConfigurationError(
-                    f"worker.learning_rates[{name!r}]={rate!r}: there are 'policy' and 'value', numbers at least 0"
-                )
-        coefficients: dict[str, Any] = dict(self.coefficients)
-        for name, coefficient in coefficients.items():
-            if not isinstance(coefficient, Tensor) or coefficient.shape != ():
-                raise ConfigurationError(
-                    f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it by its fill_()"
-                )
 
     def _evaluation(self) -> dict[str, float]:
         """Return the columns of an evaluation where this iteration has come to a multiple of `evaluate_every`."""

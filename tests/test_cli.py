@@ -104,6 +104,8 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         (["train", "CartPole-v1", "--gamma", "2"], "gamma=2.0 must be a number from 0 to 1"),
         (["evaluate", "nowhere"], "nowhere"),
         (["plot", "nowhere"], "nowhere"),
+        (["export", "seeds"], "seeds holds several runs"),
+        (["evaluate", "seeds", "--env-id", "CartPole-v1"], "seeds holds several runs"),
         (["evaluate", "seeds"], "seeds holds several runs: name one of them, seed0, seed1"),
     ],
 )
