@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import deviation, train_and_keep
+from benchmarks.results import train_and_keep
 from benchmarks.run import ROOT, install
+from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.runs import Run, read_run
 
@@ -60,7 +61,7 @@ def tabulate() -> None:
         for library in LABELS:
             if found := runs(library, task):
                 scores, seconds = [run.score for run in found], [run.seconds[-1] for run in found]
-                numbers = np.mean(scores), deviation(np.array(scores)), np.median(seconds)
+                numbers = np.mean(scores), sample_deviation(scores), np.median(seconds)
                 rows.append([task, LABELS[library], len(found), *(f"{number:.0f}" for number in numbers)])
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         header = ["task", "library", "seeds", "mean_return", "std", "median_seconds"]

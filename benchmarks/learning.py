@@ -22,6 +22,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.plot import compare_runs
 from ppo_mpi_base.runs import read_run
 
@@ -97,7 +98,7 @@ def tabulate() -> None:
         for setting in ("",) if task == CARTPOLE else SETTINGS:
             if found := scores(task, setting):
                 reach, listed = f"{MUJOCO.get(task, 475.0):.0f}", " ".join(f"{x:.0f}" for x in found)
-                rows.append([task, setting, f"{np.mean(found):.0f}", f"{np.std(found, ddof=1):.0f}", reach, listed])
+                rows.append([task, setting, f"{np.mean(found):.0f}", f"{sample_deviation(found):.0f}", reach, listed])
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["task", "setting", "mean", "std", "to_reach", "seeds"], *rows])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean
+from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean, sample_deviation
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.run_file import NONE
 from ppo_mpi_base.runs import read_run
@@ -74,11 +74,6 @@ def keep(directory: Path, kept: Path) -> None:
     shutil.copy(directory / "logs" / "progress.csv", kept)
 
 
-def deviation(scores: np.ndarray) -> float:
-    """Return the standard deviation of the population that these seeds are a sample of; NaN of one."""
-    return float(scores.std(ddof=1)) if len(scores) > 1 else float("nan")
-
-
 def tabulate() -> None:
     """Write the table of all results that are there, and draw their curves."""
     rows: list[list[str]] = []
@@ -88,7 +83,7 @@ def tabulate() -> None:
             continue
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
-        values = scores.mean(), deviation(scores), middle, low, high
+        values = scores.mean(), sample_deviation(scores), middle, low, high
         numbers = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)

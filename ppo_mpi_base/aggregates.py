@@ -38,6 +38,12 @@ def mean(scores: Scores) -> Floats:
     return np.mean([task.mean(-1) for task in by_task(scores)], axis=0)
 
 
+def sample_deviation(scores: ArrayLike) -> float:
+    """Return the standard deviation of what scores (seeds,) are a sample of, by Bessel's correction; NaN of one."""
+    values = np.asarray(scores, dtype=np.float64)
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
 def interquartile_mean(scores: Scores) -> Floats:
     """Return the mean of the middle half of all runs, of all tasks together (Agarwal et al. 2021, section 4.3).
 

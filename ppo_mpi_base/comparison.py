@@ -161,7 +161,8 @@ def _scores(runs: Sequence[Run]) -> np.ndarray:
 
 
 def _spread(scores: Sequence[float]) -> str:
-    spread = f" ± {_number(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+    deviation = aggregates.sample_deviation(scores)
+    spread = "" if math.isnan(deviation) else f" ± {_number(deviation)}"
     return f"{_number(float(np.mean(scores)))}{spread} ({len(scores)})"
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 import gymnasium
 import torch
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, did_you_mean
 from ppo_mpi_base.hooks import Hooks
 
 REQUIRED = {
@@ -260,10 +259,7 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
                 raise ConfigurationError(f"PPO takes keywords only, such as total_steps={args[0]!r}")
             for name in keywords:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    raise ConfigurationError(
-                        f"unknown keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
-                    )
+                    raise ConfigurationError(f"unknown keyword {name!r}{did_you_mean(name, known)}")
             for name, remedy in REQUIRED.items():
                 if keywords.get(name) is None:
                     raise ConfigurationError(f"{name} is missing: give {remedy}")

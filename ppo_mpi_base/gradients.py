@@ -57,7 +57,7 @@ def checked_statistics(
     Raises:
         ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
     """
-    with torch.no_grad():
+    with torch.enable_grad():
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
         except KeyError as error:
@@ -72,11 +72,16 @@ def checked_statistics(
             raise ConfigurationError(
                 f"loss_fn must return two dicts of scalar tensors, (losses, statistics), not {type(returned).__name__}"
             )
-        statistics = objective.complete(batch, *returned)[1]
+        losses, statistics = objective.complete(batch, *returned)
     for name, value in statistics.items():
         if not isinstance(value, Tensor) or value.shape != ():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ConfigurationError(f"loss_fn: {name!r} must be a scalar tensor, but has {found}")
+    if not any(loss.requires_grad for loss in losses.values()):
+        raise ConfigurationError(
+            f"loss_fn: none of the losses {', '.join(losses) or '(there are none)'} depends on a parameter that is "
+            "trained: compute them from actor_critic, without detach() or numpy"
+        )
     if len(statistics) > MOST_STATISTICS:
         raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")
     if config.target_kl > 0 and "kl" not in statistics:

@@ -57,6 +57,15 @@ def check_rates_and_coefficients(worker: Worker) -> None:
             )
 
 
+def check_row(row: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` where a hook has put into the row of the logs what is not a number."""
+    for name, value in row.items():
+        try:
+            float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
+            raise ConfigurationError(f"on_iteration: statistics[{name!r}]={value!r} must be one number") from error
+
+
 def check_in_step(worker: Worker) -> None:
     """Compare parameters over ranks by a hash. Collective: call on all ranks.
 

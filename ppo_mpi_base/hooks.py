@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
     from ppo_mpi_base.policies import ActorCritic
@@ -29,9 +28,7 @@ class Hooks:
         moments = [name for name in vars(Hooks) if name.startswith("on_")]
         for name in vars(cls):
             if name.startswith("on_") and name not in moments:
-                near = difflib.get_close_matches(name, moments, n=1)
-                meant = f"; did you mean {near[0]}?" if near else ""
-                known = ", ".join(moments)
+                known, meant = ", ".join(moments), did_you_mean(name, moments)
                 raise ConfigurationError(f"{cls.__name__}.{name} would never run: there are {known}{meant}")
 
     def on_start(self, worker: Worker) -> None:

@@ -22,7 +22,7 @@ def PPO(config: Config) -> Result:
     loss_fn, advantage_fn = config.loss_fn or ppo_losses, checked_estimates(config.advantage_fn or gae)
 
     with training(config, loss_fn) as worker:
-        while worker.total_steps < config.total_steps and not worker.interrupted:
+        while not worker.over:  # total_steps are done, or a hook or a signal ended the run
             rollout = worker.rollout()  # T steps of N environments, with pi(a|s) and V(s)
             rollout.advantages, rollout.returns = advantage_fn(rollout, config.gamma, config.lam)
             rollout.advantages = worker.standardize(rollout.advantages)

@@ -42,6 +42,8 @@ SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
 """Iterations between two comparisons of the parameters over ranks."""
+SAVE, END, INTERRUPT = 1.0, 2.0, 3.0
+"""What a rank wants after an iteration: a checkpoint, the end of the run, its end as one to be continued."""
 
 
 class _Abandoned(Exception):  # noqa: N818 (no error)
@@ -75,7 +77,8 @@ class Worker:
         actor_critic: the networks, whose parameters are views into `flat`.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
         steps_per_iteration: agent steps over all ranks.
-        interrupted: whether a signal or `max_seconds` ends the run after this iteration, on all ranks.
+        over: whether no iteration follows: `total_steps` are done, or `end` was called, or the run was interrupted.
+        interrupted: whether a signal or `max_seconds` ends the run before its time, so that it should be continued.
         learning_rates: slice name ("policy", "value") -> learning rate; hooks may change it between iterations.
         coefficients: name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations.
         reports: the last 100 episodes and where the time goes.
@@ -117,6 +120,7 @@ class Worker:
         self.statistic_names: list[str] = []
         self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None
+        self._wanted = 0.0
 
         self.broadcast_parameters()
         for hook in config.hooks:
@@ -127,7 +131,8 @@ class Worker:
             self.checkpoints.begin_anew()
             self.environments.reset(self.storage.observations[0])
         together(ranks, lambda: self.reports.open(self.total_steps or None))
-        if self.total_steps >= config.total_steps:
+        self.over = self.total_steps >= config.total_steps
+        if self.over:
             self.reports.tell(f"nothing is left to train: total_steps={config.total_steps:,} are done")
 
     def broadcast_parameters(self) -> None:
@@ -342,20 +347,31 @@ class Worker:
         for hook in config.hooks:
             hook.on_iteration(self, row)
         health.check_rates_and_coefficients(self)
-        over = self.total_steps >= config.total_steps
+        health.check_row(row)
         self.reports.write(row)
-        if config.save_location is not None and self.ranks.is_root and (over or self.iteration % SAVE_EVERY == 0):
+        to_save = self._agree_on_the_end()
+        if config.save_location is not None and self.ranks.is_root and (self.over or self.iteration % SAVE_EVERY == 0):
             self._save_policy("latest", self.reports.episode_return)
         self.storage.start_next()
         if self.iteration % COMPARE_EVERY == 0:
             health.check_in_step(self)
-        # One number, so that all ranks save or stop together: 2 where one must stop, 1 where it is time to save.
-        wanted = self.ranks.max(
-            2 if self.interruption.requested else float(self.ranks.is_root and self.checkpoints.due)
-        )
-        self.interrupted = wanted == 2 and not over
-        if wanted or over:
+        if to_save:
             self.checkpoints.save(self)
+
+    def end(self) -> None:
+        """End the run after this iteration, on all ranks, as if `total_steps` were done: for hooks, on any rank."""
+        self._wanted = END
+
+    def _agree_on_the_end(self) -> bool:
+        """Set `over` and `interrupted` alike on all ranks, and return whether it is time for a checkpoint."""
+        due = SAVE if self.ranks.is_root and self.checkpoints.due else 0.0
+        wanted = self.ranks.max(INTERRUPT if self.interruption.requested else max(self._wanted, due))
+        done = self.total_steps >= self.config.total_steps
+        self.interrupted = wanted == INTERRUPT and not done
+        self.over = done or wanted >= END
+        if wanted == END and not done:
+            self.reports.tell(f"ended by a hook at {self.total_steps:,} steps")
+        return self.over or wanted == SAVE
 
     def _evaluation(self) -> dict[str, float]:
         """Return the columns of an evaluation where this iteration has come to a multiple of `evaluate_every`."""

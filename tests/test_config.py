@@ -264,7 +264,7 @@ def test_a_function_of_a_config_takes_its_keywords() -> None:
 
 
 def test_a_misspelt_keyword_is_told_with_the_nearest() -> None:
-    with pytest.raises(ConfigurationError, match="unknown keyword 'gama': did you mean 'gamma'"):
+    with pytest.raises(ConfigurationError, match="unknown keyword 'gama'; did you mean 'gamma'"):
         takes_a_config(**REQUIRED, gama=0.5)
     with pytest.raises(ConfigurationError, match=r"unknown keyword 'zzz'$"):
         takes_a_config(**REQUIRED, zzz=0.5)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import re
 import runpy
 import subprocess
@@ -89,6 +90,25 @@ def test_what_pages_name_is_there() -> None:
                 assert name in owners[owner], f"{page.name}: {owner}.{name} is not there"
                 checked += 1
     assert checked > 50
+
+
+def rounded(score: str) -> str:
+    """Return a score as README has it: without decimals from 10 on."""
+    return score if not score or abs(float(score)) < 10 else f"{float(score):.0f}"
+
+
+def test_the_tables_of_readme_are_those_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    with (ROOT / "results" / "learning" / "scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            seeds = row["seeds"].replace(" ", ", ")
+            line = f"| {row['task']} | {row['setting']} | {row['mean']} | {row['std']} | {row['to_reach']} | {seeds} |"
+            assert line in readme
+    with (ROOT / "results" / "mujoco" / "scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            mean, std = rounded(row["mean"]), rounded(row["std"])
+            line = f"| {row['task']} | {mean} | {std} | {row['seeds']} | {row['P']} | {row['SU']} | {row['CR']} |"
+            assert line in readme
 
 
 def test_the_page_of_results_gets_every_score() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -496,20 +497,35 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
         ("learning_rates", ("actor", 1e-3), r"worker.learning_rates\['actor'\]=0.001: there are 'policy' and 'value'"),
         ("learning_rates", ("policy", "fast"), "'fast'.*numbers at least 0"),
         ("learning_rates", ("value", math.nan), "=nan"),
+        ("row", ("sum", torch.ones(2)), r"on_iteration: statistics\['sum'\]=tensor.* must be one number"),
+        ("row", ("sum", "many"), r"statistics\['sum'\]='many' must be one number"),
         ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a tensor"),
     ],
 )
 def test_a_hook_that_sets_what_nobody_reads_is_told(tmp_path: Path, name: str, value: Any, text: str) -> None:
     class Setting(Hooks):
         def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-            getattr(worker, name)[value[0]] = value[1]
+            place: dict[str, Any] = statistics if name == "row" else getattr(worker, name)
+            place[value[0]] = value[1]
 
     with pytest.raises(ConfigurationError, match=text):
         train(tmp_path, hooks=[Setting()])
 
 
+def test_a_hook_can_end_the_run(tmp_path: Path) -> None:
+    class Ending(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == 2:
+                worker.end()
+
+    result = train(tmp_path, total_steps=1e9, hooks=[Ending()])
+    assert column(tmp_path, "total_steps") == [16, 32] and result.total_steps == 32
+    assert json.loads((tmp_path / "saved" / "latest.json").read_text())["total_steps"] == 32
+    assert Path(result.learning_curve).exists()
+
+
 def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
-    with pytest.raises(ConfigurationError, match=r"Late.on_iter would never run: .*did you mean on_iteration\?$"):
+    with pytest.raises(ConfigurationError, match=r"Late.on_iter would never run: .*did you mean 'on_iteration'\?$"):
         type("Late", (Hooks,), {"on_iter": lambda self: None})
 
 

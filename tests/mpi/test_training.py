@@ -350,6 +350,17 @@ PPO(total_steps=1e9, env_fn=lambda: Blind(gymnasium.make("Pendulum-v1")), use_ve
     hooks=[watch], **keywords)
 """
 
+ENDING = """
+class Ending(Hooks):
+    def on_iteration(self, worker, statistics):
+        if worker.iteration == 2 and rank == 1:
+            worker.end()
+
+
+result = PPO(total_steps=1e9, env_fn=lambda: gymnasium.make("CartPole-v1"), hooks=[Ending()], **keywords)
+print(f"{rank} ended at {result.total_steps}\\n", end="", flush=True)
+"""
+
 
 def one_line(done: Finished) -> str:
     """Return the only line about an error, from which all launchers' remarks are dropped."""
@@ -377,3 +388,10 @@ def test_an_observation_that_is_not_finite_on_one_rank_stops_all_before_a_parame
     assert text in one_line(done)
     assert done.stderr.count("Traceback (most recent call last)") == 1
     assert done.stdout.splitlines() == ["True 4 2"] * 2
+
+
+@pytest.mark.timeout(300)
+def test_a_hook_on_one_rank_ends_the_run_on_all(tmp_path: Path) -> None:
+    done = launch(SMALL + ENDING, 2, str(tmp_path), timeout=280)
+    assert done.code == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 ended at 64", "1 ended at 64"]
