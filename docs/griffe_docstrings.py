@@ -6,7 +6,6 @@ from typing import Any
 
 import griffe
 
-
 FIELDS = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
 
 

@@ -11,6 +11,6 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Convert what pymdownx.arithmatex has marked: \\(...\\) in a line, \\[...\\] as a block."""
+    r"""Convert what pymdownx.arithmatex has marked: \(...\) in a line, \[...\] as a block."""
     convert = LatexToMathML().convert_with_local_state
     return EQUATION.sub(lambda found: convert(html.unescape(found[2]), displaystyle=found[1] == "div"), content)
