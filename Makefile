@@ -64,7 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
 results: $(STAMP)
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python -m benchmarks.results
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -6,17 +6,13 @@ same command goes on from there. Finished runs leave their progress.csv and run.
 """
 
 import argparse
-import contextlib
-import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import ROOT, keep, write_and_draw
-from ppo_mpi_base.interruption import REQUEUE
+from benchmarks.results import ROOT, train_and_keep, write_and_draw
 from ppo_mpi_base.runs import read_run
 
 RESULTS = ROOT / "results" / "atari"
-UNFINISHED = ROOT / "runs" / "atari_scores"
 # Game -> agent steps, seeds, and the score to reach: Pong's is near the highest possible, the others are the paper's.
 GAMES = {
     "Pong": (3_000_000, 3, 20.0),
@@ -33,21 +29,10 @@ def place(game: str, seed: int) -> Path:
 
 def train(game: str, seed: int, ranks: int, precision: str) -> None:
     """Train a game, or go on with it, and keep what it logged. Ends this script where the run was stopped."""
-    directory = UNFINISHED / game / f"seed{seed}"
     launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)]
-    command = [sys.executable, "-m", "ppo_mpi_base", "train", f"ALE/{game}-v5"]
-    flags = ["--total-steps", str(GAMES[game][0]), "--seed", str(seed), "--precision", precision, "--resume", "auto"]
     print(f"{game}, seed {seed}", flush=True)
-    status = None
-    with subprocess.Popen([*launch, *command, *flags, "--directory", str(directory)], cwd=ROOT) as process:
-        while status is None:
-            with contextlib.suppress(KeyboardInterrupt):  # the ranks have got it too, and write a checkpoint
-                status = process.wait()
-    if status == REQUEUE:
-        raise SystemExit(f"{game}, seed {seed} was stopped: the same command goes on")
-    if status != 0:
-        raise SystemExit(status)
-    keep(directory, place(game, seed))
+    flags = ["--total-steps", str(GAMES[game][0]), "--seed", str(seed), "--precision", precision]
+    train_and_keep(place(game, seed), [f"ALE/{game}-v5", *flags], launch)
 
 
 def tabulate() -> None:

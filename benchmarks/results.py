@@ -1,68 +1,115 @@
 # SPDX-License-Identifier: MIT
-"""Train nine MuJoCo tasks over ten seeds by one set of hyperparameters, and set them beside published scores.
+"""Train MuJoCo tasks over several seeds by one set of hyperparameters, and set them beside published scores.
 
-`make results`, or `python benchmarks/results.py --jobs 2`. Runs that are there already are not repeated, so that it can
-be stopped and started again; each leaves its progress.csv, and its run.toml with versions, in `results/mujoco/`.
+`make results`, or `python -m benchmarks.results --jobs 2`, trains nine tasks for a million steps over ten seeds;
+`--study 10M` four tasks for ten million over three. It can be stopped (Ctrl-C writes checkpoints) and started again:
+it goes on where it was, and runs that are there already are not repeated. Each leaves its progress.csv, and its
+run.toml with versions, in `results/`. After a change of settings, delete `runs/unfinished` first.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean, sample_deviation
+from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.run_file import NONE
 from ppo_mpi_base.runs import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "mujoco"
-SEEDS = 10
+RESULTS = ROOT / "results"
+UNFINISHED = ROOT / "runs" / "unfinished"
 # The one set of hyperparameters: the tuned setting of `ppo-mpi train`, but looking a little further ahead, and with
 # environments that are at different moments of their episodes. docs/tried.md says what both do.
 SETTING = ["--gamma", "0.993", "--stagger-episodes", "1000"]
-# Mean returns of training episodes at 1M steps: P, the PPO paper (v1, last 100 episodes, read from its curves); SU,
-# OpenAI Spinning Up (v3); CR, CleanRL (v4). None: not published.
-PUBLISHED: dict[str, tuple[float | None, float | None, float | None]] = {
-    "HalfCheetah-v4": (1800, 1733, 1443),
-    "Hopper-v4": (2330, 1770, 2383),
-    "Walker2d-v4": (3460, 1211, 2288),
-    "Ant-v4": (None, 683, None),
-    "Swimmer-v4": (108, 109, None),
-    "Humanoid-v4": (None, None, 716),
-    "Reacher-v4": (-7, None, None),
-    "InvertedPendulum-v4": (1000, None, 963),
-    "InvertedDoublePendulum-v4": (8000, None, None),
+
+
+@dataclass(frozen=True)
+class Study:
+    """Tasks trained for equally many steps, with the scores that others published for as many; None: not published."""
+
+    directory: Path
+    steps: int
+    seeds: int
+    sources: tuple[str, ...]
+    published: dict[str, tuple[float | None, ...]]
+
+    def place(self, task: str, seed: int) -> Path:
+        """Return where a run's progress.csv is kept."""
+        return self.directory / task / f"seed{seed}.csv"
+
+
+# Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
+# Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
+STUDIES = {
+    "1M": Study(
+        RESULTS / "mujoco",
+        1_000_000,
+        10,
+        ("P", "SU", "CR"),
+        {
+            "HalfCheetah-v4": (1800, 1733, 1443),
+            "Hopper-v4": (2330, 1770, 2383),
+            "Walker2d-v4": (3460, 1211, 2288),
+            "Ant-v4": (None, 683, None),
+            "Swimmer-v4": (108, 109, None),
+            "Humanoid-v4": (None, None, 716),
+            "Reacher-v4": (-7, None, None),
+            "InvertedPendulum-v4": (1000, None, 963),
+            "InvertedDoublePendulum-v4": (8000, None, None),
+        },
+    ),
+    "10M": Study(
+        RESULTS / "mujoco_10M",
+        10_000_000,
+        3,
+        ("predecessor",),
+        {"HalfCheetah-v4": (4650,), "Hopper-v4": (2300,), "Walker2d-v4": (3300,), "Ant-v4": (3900,)},
+    ),
 }
 
 
-def place(task: str, seed: int) -> Path:
-    """Return where a run's progress.csv is kept."""
-    return RESULTS / task / f"seed{seed}.csv"
-
-
-def train(task: str, seed: int) -> None:
+def train(study: Study, task: str, seed: int) -> None:
     """Train a task by `ppo-mpi train`, on one rank, and keep what it logged."""
-    train_and_keep(place(task, seed), [task, "--seed", str(seed), *SETTING], OMP_NUM_THREADS="1")
+    arguments = [task, "--seed", str(seed), "--total-steps", str(study.steps), *SETTING, "--quiet"]
+    train_and_keep(study.place(task, seed), arguments, OMP_NUM_THREADS="1")
 
 
 def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] = (), **environment: str) -> None:
-    """Run `ppo-mpi train` with such arguments, and keep its progress.csv as `kept`, its run.toml beside it."""
-    with tempfile.TemporaryDirectory() as directory:
-        command = [*launch, sys.executable, "-m", "ppo_mpi_base", "train", *arguments, "--directory", directory]
-        variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
-        subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.DEVNULL)
-        keep(Path(directory), kept)
+    """Run `ppo-mpi train` with such arguments, or go on with it, and keep what it logged as `kept`.
+
+    Raises:
+        SystemExit: the run was stopped, or failed.
+    """
+    directory = UNFINISHED / kept.relative_to(RESULTS).with_suffix("")
+    command = [*launch, sys.executable, "-m", "ppo_mpi_base", "train", *arguments]
+    variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    status = None
+    with subprocess.Popen(
+        [*command, "--resume", "auto", "--directory", str(directory)], cwd=ROOT, env=variables
+    ) as process:
+        while status is None:
+            with contextlib.suppress(KeyboardInterrupt):  # the run has got it too, and writes a checkpoint
+                status = process.wait()
+    if status == REQUEUE:
+        raise SystemExit(f"{kept.relative_to(ROOT)} was stopped: the same command goes on")
+    if status != 0:
+        raise SystemExit(status)
+    keep(directory, kept)
+    shutil.rmtree(directory)
 
 
 def keep(directory: Path, kept: Path) -> None:
@@ -74,11 +121,12 @@ def keep(directory: Path, kept: Path) -> None:
     shutil.copy(directory / "logs" / "progress.csv", kept)
 
 
-def tabulate() -> None:
+def tabulate(study: Study) -> None:
     """Write the table of all results that are there, and draw their curves."""
     rows: list[list[str]] = []
-    for task, published in PUBLISHED.items():
-        runs = [run for path in sorted(place(task, 0).parent.glob("seed*.csv")) if (run := read_run(path)) is not None]
+    for task, published in study.published.items():
+        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))
+        runs = [run for path in paths if (run := read_run(path)) is not None]
         if not runs:
             continue
         scores = np.array([run.score for run in runs])
@@ -89,9 +137,8 @@ def tabulate() -> None:
         reached = all(score is None or scores.mean() >= score for score in published)
         seconds = np.median([run.seconds[-1] for run in runs])
         rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, "yes" if reached else "NO"])
-    header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds", "P", "SU", "CR"]
-    header.append("at_or_above")
-    write_and_draw(RESULTS, [header, *rows])
+    header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds"]
+    write_and_draw(study.directory, [[*header, *study.sources, "at_or_above"], *rows])
 
 
 def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
@@ -105,27 +152,40 @@ def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", choices=STUDIES, default="1M", help="how many steps")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--only", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="TASK")
+    parser.add_argument("--seeds", type=int, help="of each task; the study's own number where it is not said")
+    parser.add_argument("--only", nargs="+", choices=STUDIES["1M"].published, metavar="TASK")
     arguments = parser.parse_args()
-    runs = [
-        (task, seed) for seed in range(arguments.seeds) for task in arguments.only if not place(task, seed).exists()
-    ]
+    study = STUDIES[arguments.study]
+    tasks = [task for task in study.published if task in (arguments.only or study.published)]
+    seeds = range(arguments.seeds or study.seeds)
+    runs = [(task, seed) for seed in seeds for task in tasks if not study.place(task, seed).exists()]
+    train_all(study, runs, arguments.jobs)
+    tabulate(study)
+
+
+def train_all(study: Study, runs: Sequence[tuple[str, int]], jobs: int) -> None:
+    """Train tasks by seeds, several at a time, and show what they reach and how long the rest takes."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(arguments.jobs) as pool:
+    with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(jobs) as pool:
         bar, lock = progress.add_task("runs", total=len(runs)), threading.Lock()
 
         def one(task: str, seed: int) -> None:
-            train(task, seed)
+            train(study, task, seed)
             with lock:
-                if (run := read_run(place(task, seed))) is not None:
+                if (run := read_run(study.place(task, seed))) is not None:
                     progress.console.print(f"{task} seed {seed}: {run.score:.1f} in {run.seconds[-1]:.0f} s")
                 progress.advance(bar)
 
-        for done in [pool.submit(one, *run) for run in runs]:
-            done.result()
-    tabulate()
+        started = [pool.submit(one, *run) for run in runs]
+        try:
+            for done in started:
+                done.result()
+        except KeyboardInterrupt:
+            raise SystemExit("stopped: the same command goes on") from None
+        finally:  # Ctrl-C has stopped the runs in progress; no other may begin
+            pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
