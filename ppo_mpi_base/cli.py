@@ -31,6 +31,7 @@ DESCRIPTION = """Proximal policy optimization: train, look at, compare and hand 
 `mpiexec -n 8 ppo-mpi train ...` trains on 8 ranks."""
 Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
 Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Runs' directories, or those of several seeds' runs.")]
+Against = Annotated[tuple[Path, ...], arg(metavar="RUN", help='The other idea\'s, after "--", which is this flag.')]
 Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned the best return, or the last ones.")]
 EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
 
@@ -153,7 +154,7 @@ def plot(
 
 def compare(
     runs: Annotated[Runs, Positional],
-    against: Runs,
+    against: Against,
     output: Path = Path("comparison"),
     labels: tuple[str, str] | None = None,
 ) -> None:
@@ -161,7 +162,7 @@ def compare(
 
     Args:
         runs: Runs of the one.
-        against: Runs of the other; "--" may stand for this flag.
+        against: Runs of the other; "--" stands for this flag.
         output: The path of table and pictures, without ending.
         labels: What the two are called; what their paths end with where it is not said.
     """

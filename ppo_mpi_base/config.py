@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -266,9 +269,28 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
             return function(config_class(**keywords))  # type: ignore[call-arg]
 
         with_keywords.__signature__ = inspect.signature(config_class)  # type: ignore[attr-defined]
+        meanings = "\n".join(f"    {name}: {text}" for name, text in field_docstrings().items())
+        with_keywords.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n{meanings}"
         return with_keywords
 
     return decorate
+
+
+def field_docstrings() -> dict[str, str]:
+    """Return what stands below each field of `Config`, by name; nothing where Python runs without its source."""
+    try:
+        module = ast.parse(inspect.getsource(sys.modules[__name__]))
+    except OSError:
+        return {}
+    (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    return {
+        item.target.id: " ".join(str(text.value.value).split())
+        for item, text in itertools.pairwise(definition.body)
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

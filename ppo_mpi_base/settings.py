@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import json
 import types
 import typing
@@ -18,7 +15,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ppo_mpi_base import run_file, tasks
-from ppo_mpi_base.config import Config
+from ppo_mpi_base.config import Config, field_docstrings
 from ppo_mpi_base.errors import ConfigurationError
 
 ENV_ID = "A Gymnasium id, whose tuned settings are the defaults here; or a run's file, such as runs/.../run.toml."
@@ -90,10 +87,10 @@ class _Keyword:
 @cache
 def _keywords() -> dict[str, _Keyword]:
     """Return the keywords of `PPO()` that a command line can say: numbers, words and tables of them."""
-    hints, texts = typing.get_type_hints(Config, include_extras=True), _docstrings()
+    hints, texts = typing.get_type_hints(Config, include_extras=True), field_docstrings()
     kinds = {name: _kind(hint) for name, hint in hints.items() if name not in ELSEWHERE}
     return {
-        item.name: _Keyword(kinds[item.name], _default(item), texts[item.name])
+        item.name: _Keyword(kinds[item.name], _default(item), texts.get(item.name, ""))
         for item in dataclasses.fields(Config)
         if kinds.get(item.name) is not None
     }
@@ -103,20 +100,6 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return None if item.default is dataclasses.MISSING else item.default
-
-
-def _docstrings() -> dict[str, str]:
-    """Return what stands below each field of `Config`, by name."""
-    definition = ast.parse(inspect.getsource(Config)).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: " ".join(str(text.value.value).split())
-        for field, text in itertools.pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
 
 
 def _kind(hint: Any) -> Any:
