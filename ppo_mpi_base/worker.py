@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
+from ppo_mpi_base.collector import Collector
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.evaluate import check_environments, evaluate
@@ -25,7 +26,7 @@ from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
-from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, intercept, minibatch_order
+from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
 from ppo_mpi_base.seeding import MINIBATCHES, generator
 from ppo_mpi_base.storage import Storage
@@ -34,10 +35,6 @@ from ppo_mpi_base.threads import share_cores
 KL_TOLERANCE = 1.5
 """An update is not applied where the KL estimate exceeds this many times `target_kl`."""
 
-EVALUATION_BATCH = 4096
-"""Samples per forward pass over a finished rollout, at most."""
-EVALUATION_NUMBERS = 2**23
-"""Numbers in the observations of such a pass, at most: with more, a CNN waits for memory rather than computes."""
 SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
@@ -108,6 +105,8 @@ class Worker:
 
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
+        parts = self.environments, self.actor_critic, self.gradients.act, self.storage, self.reports
+        self.collector = Collector(config, *parts, self.first_global_index)
         self.observation_moments = RunningMoments(spaces[0].shape or ())
         self.reward_normalizer = RewardNormalizer(config.environments_per_rank, config.gamma)
         self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
@@ -157,12 +156,14 @@ class Worker:
             TrainingError: an observation or a reward is not finite, on any rank.
         """
         config, storage = self.config, self.storage
-        self._collect()
+        self.compiler.check_again()  # hooks may have changed numbers that losses read
+        self.collector.collect(self.iteration)
         builders.checked_together(self.ranks, lambda: health.check_finite(self))
         self.total_steps += self.steps_per_iteration
 
         rewards = np.sign(storage.rewards) if config.clip_rewards else storage.rewards
-        rollout = self._evaluated(torch.as_tensor(rewards, dtype=torch.get_default_dtype(), device=self.device))
+        on_device = torch.as_tensor(rewards, dtype=torch.get_default_dtype(), device=self.device)
+        rollout = self.collector.evaluated(on_device)
         if config.normalize_rewards:
             scaled = self.reward_normalizer.normalize(rollout.rewards.double().cpu().numpy(), storage.done, self.ranks)
             rollout.rewards.copy_(torch.as_tensor(scaled))
@@ -174,71 +175,6 @@ class Worker:
         if config.external_update_callback is not None:
             self._external_loss = config.external_update_callback()
         return rollout
-
-    def _collect(self) -> None:
-        """Fill the storage: the inner loop of all training."""
-        storage, environments, act, seconds = self.storage, self.environments, self.gradients.act, self.reports.seconds
-        noise = storage.noise(self.config.seed, self.first_global_index, self.iteration).to(self.device)
-        observations = torch.as_tensor(storage.observations)
-        episodes = []
-        storage.begin()
-        self.compiler.check_again()  # hooks may have changed numbers that losses read
-        clock = time.perf_counter
-        for t in range(storage.length):
-            started = clock()
-            actions, sent = act(observations[t].to(self.device), noise[t])
-            storage.actions[t] = actions
-            decided = clock()
-            step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
-            storage.put(t, step.rewards, step.terminated, step.truncated)
-            storage.keep_final(t, step.final_observations)
-            episodes += step.episodes
-            seconds["inference"] += decided - started
-            seconds["environments"] += clock() - decided
-        started = clock()
-        self.reports.add_episodes(episodes)
-        seconds["waiting"] += clock() - started
-
-    @torch.no_grad()
-    def _evaluated(self, rewards: Tensor) -> Rollout:
-        """Return the rollout with log-probabilities and values, computed in few large batches."""
-        started = time.perf_counter()
-        storage, device = self.storage, self.device
-        observations = torch.as_tensor(storage.observations).to(device)
-        rollout = Rollout(
-            observations=observations[:-1],
-            next_observations=observations[1:],
-            actions=storage.actions.to(device),
-            rewards=rewards,
-            terminated=torch.as_tensor(storage.terminated).to(device),
-            truncated=torch.as_tensor(storage.truncated).to(device),
-            log_probs=torch.empty_like(rewards),
-            values=torch.empty_like(rewards),
-            next_values=torch.empty_like(rewards),
-        )
-        flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
-        batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // observations[0, 0].numel()))
-        for start in range(0, rewards.numel(), batch):
-            seen, actions, log_probs, values = (x[start : start + batch] for x in flat)
-            policy, value = self.actor_critic.policy_and_value(seen)
-            log_probs.copy_(policy.log_prob(actions))
-            values.copy_(value)
-        if self.config.rollout_interception_callback is not None:
-            intercept(rollout, self.config.rollout_interception_callback)
-        self._bootstrap(rollout)
-        self.reports.seconds["inference"] += time.perf_counter() - started
-        return rollout
-
-    def _bootstrap(self, rollout: Rollout) -> None:
-        """Fill `next_values`: one forward pass for the rollout's end and all truncations' final observations."""
-        storage = self.storage
-        places, finals = list(storage.final_observations), list(storage.final_observations.values())
-        observations = np.concatenate([storage.observations[-1], *(final[None] for final in finals)])
-        values = self.actor_critic.value(torch.as_tensor(observations, device=self.device)).to(rollout.values.dtype)
-        rollout.next_values[:-1] = rollout.values[1:]
-        rollout.next_values[-1] = values[: storage.environments]
-        for (t, i), value in zip(places, values[storage.environments :], strict=True):
-            rollout.next_values[t, i] = value
 
     def standardize(self, advantages: Tensor) -> Tensor:
         """Return advantages (T, N) shifted to mean 0 and scaled to standard deviation 1 over ALL ranks.

@@ -97,7 +97,7 @@ def assert_saved(path: Path, state: dict[str, Tensor]) -> None:
 def test_a_rollout_is_evaluated_alike_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = Watch(), Watch()
     train(tmp_path / "whole", hooks=[whole])
-    monkeypatch.setattr("ppo_mpi_base.worker.EVALUATION_NUMBERS", 12)  # 3 observations of 4 numbers
+    monkeypatch.setattr("ppo_mpi_base.collector.EVALUATION_NUMBERS", 12)  # 3 observations of 4 numbers
     train(tmp_path / "parts", hooks=[parts])
     for name in ("log_probs", "values", "next_values"):
         torch.testing.assert_close(parts.rollouts[0][name], whole.rollouts[0][name])

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""One rank's rollouts: environments stepped by the current policy, then evaluated in few large batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.envs import Environments
+from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.reports import Reports
+from ppo_mpi_base.rollout import Rollout, intercept
+from ppo_mpi_base.storage import Storage
+
+EVALUATION_BATCH = 4096
+"""Samples per forward pass over a finished rollout, at most."""
+EVALUATION_NUMBERS = 2**23
+"""Numbers in the observations of such a pass, at most: with more, a CNN waits for memory rather than computes."""
+
+
+class Collector:
+    """Steps a rank's environments, and puts what they give together with what the networks say of it.
+
+    Args:
+        config: all keywords.
+        environments: those of this rank.
+        actor_critic: the networks that act and evaluate.
+        act: the policy's forward pass, as it may be compiled: `Gradients.act`.
+        storage: where observations, actions, rewards and ends are written.
+        reports: get the episodes that ended, and the time that it took.
+        first_global_index: number of this rank's first environment among those of all ranks; its noise depends on it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        environments: Environments,
+        actor_critic: ActorCritic,
+        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        storage: Storage,
+        reports: Reports,
+        first_global_index: int,
+    ) -> None:
+        self.config, self.environments, self.actor_critic, self.act = config, environments, actor_critic, act
+        self.storage, self.reports, self.first_global_index = storage, reports, first_global_index
+        self.device = torch.device(config.device or "cpu")
+
+    def collect(self, iteration: int) -> None:
+        """Fill the storage: the inner loop of all training. Collective: call on all ranks."""
+        storage, environments, act, seconds = self.storage, self.environments, self.act, self.reports.seconds
+        noise = storage.noise(self.config.seed, self.first_global_index, iteration).to(self.device)
+        observations = torch.as_tensor(storage.observations)
+        episodes = []
+        storage.begin()
+        clock = time.perf_counter
+        for t in range(storage.length):
+            started = clock()
+            actions, sent = act(observations[t].to(self.device), noise[t])
+            storage.actions[t] = actions
+            decided = clock()
+            step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
+            storage.put(t, step.rewards, step.terminated, step.truncated)
+            storage.keep_final(t, step.final_observations)
+            episodes += step.episodes
+            seconds["inference"] += decided - started
+            seconds["environments"] += clock() - decided
+        started = clock()
+        self.reports.add_episodes(episodes)
+        seconds["waiting"] += clock() - started
+
+    @torch.no_grad()
+    def evaluated(self, rewards: Tensor) -> Rollout:
+        """Return what was collected, with these rewards (T, N), log-probabilities and values."""
+        started = time.perf_counter()
+        storage, device = self.storage, self.device
+        observations = torch.as_tensor(storage.observations).to(device)
+        rollout = Rollout(
+            observations=observations[:-1],
+            next_observations=observations[1:],
+            actions=storage.actions.to(device),
+            rewards=rewards,
+            terminated=torch.as_tensor(storage.terminated).to(device),
+            truncated=torch.as_tensor(storage.truncated).to(device),
+            log_probs=torch.empty_like(rewards),
+            values=torch.empty_like(rewards),
+            next_values=torch.empty_like(rewards),
+        )
+        flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
+        batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // observations[0, 0].numel()))
+        for start in range(0, rewards.numel(), batch):
+            seen, actions, log_probs, values = (x[start : start + batch] for x in flat)
+            policy, value = self.actor_critic.policy_and_value(seen)
+            log_probs.copy_(policy.log_prob(actions))
+            values.copy_(value)
+        if self.config.rollout_interception_callback is not None:
+            intercept(rollout, self.config.rollout_interception_callback)
+        self._bootstrap(rollout)
+        self.reports.seconds["inference"] += time.perf_counter() - started
+        return rollout
+
+    def _bootstrap(self, rollout: Rollout) -> None:
+        """Fill `next_values`: one forward pass for the rollout's end and all truncations' final observations."""
+        storage = self.storage
+        places, finals = list(storage.final_observations), list(storage.final_observations.values())
+        observations = np.concatenate([storage.observations[-1], *(final[None] for final in finals)])
+        values = self.actor_critic.value(torch.as_tensor(observations, device=self.device)).to(rollout.values.dtype)
+        rollout.next_values[:-1] = rollout.values[1:]
+        rollout.next_values[-1] = values[: storage.environments]
+        for (t, i), value in zip(places, values[storage.environments :], strict=True):
+            rollout.next_values[t, i] = value
