@@ -70,7 +70,7 @@ class Stopwatch(Hooks):
             passed = worker.ranks.max(time.perf_counter() - self.started)
             if passed > self.seconds:
                 self.steps_per_second = (worker.total_steps - self.first_step) / passed
-                worker.total_steps = worker.config.total_steps  # on all ranks in the same iteration
+                worker.end()
 
     def mean(self, name: str) -> float:
         """Return the mean of a row's figure over the measured iterations."""
