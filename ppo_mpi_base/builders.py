@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from gymnasium.spaces import Discrete
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
-from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import orthogonal_
 from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
@@ -40,6 +39,7 @@ def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
 
 def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
     """Build one environment, or raise `ConfigurationError` where it is none."""
+    check_takes("env_fn", env_fn, **env_kwargs)
     environment = env_fn(**env_kwargs)
     if not isinstance(environment, gymnasium.Env):
         raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
@@ -55,6 +55,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
     n = config.environments_per_rank
     made: list[gymnasium.Env] | gymnasium.vector.VectorEnv
     if config.make_vec_env_fn is not None:
+        check_takes("make_vec_env_fn", config.make_vec_env_fn, "env_fn", "n", **config.env_kwargs)
         made = config.make_vec_env_fn(config.env_fn, n, **config.env_kwargs)
         if not isinstance(made, gymnasium.vector.VectorEnv):
             raise ConfigurationError(
@@ -130,11 +131,5 @@ def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: int, **ke
     """Build a network by the user's function, or raise `ConfigurationError` where it does not take what it gets."""
     if isinstance(build, torch.nn.Module):
         raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")
-    try:
-        inspect.signature(build).bind(*sizes, **keywords)
-    except TypeError as error:
-        takes = ", ".join(["obs_dim", "act_dim"][: len(sizes)] + [f"{key}=..." for key in keywords])
-        raise ConfigurationError(f"{name} is called as {name}({takes}), and takes something else: {error}") from error
-    except ValueError:  # a builtin function without a signature
-        pass
+    check_takes(name, build, *["obs_dim", "act_dim"][: len(sizes)], **keywords)
     return build(*sizes, **keywords)

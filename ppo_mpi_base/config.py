@@ -21,14 +21,34 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 import gymnasium
 import torch
 
-from ppo_mpi_base.errors import ConfigurationError, did_you_mean
-from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.errors import ConfigurationError, check_takes, did_you_mean
+from ppo_mpi_base.hooks import MOMENTS, Hooks
 
 REQUIRED = {
     "total_steps": "the number of agent steps, such as 1e6",
     "env_fn": "a function that builds one gymnasium.Env",
     "network_fn": "a function (obs_dim, act_dim) -> torch module",
 }
+
+KNOWN_AS = {
+    "n_steps": "rollout_length_per_worker",
+    "steps_per_epoch": "rollout_length_per_worker",
+    "n_envs": "num_environments",
+    "num_envs": "num_environments",
+    "batch_size": "train_batch_size",
+    "n_epochs": "train_pi_epochs and train_v_epochs",
+    "update_epochs": "train_pi_epochs and train_v_epochs",
+    "total_timesteps": "total_steps",
+    "learning_rate": "pi_lr and vf_lr",
+    "lr": "pi_lr and vf_lr",
+    "gae_lambda": "lam",
+    "clip_range": "clip_ratio",
+    "clip_coef": "clip_ratio",
+    "ent_coef": "entropy_coef",
+    "vf_coef": "value_coef",
+    "max_grad_norm": "pi_grad_clip and v_grad_clip",
+}
+"""What other libraries call the keywords whose names are not alike here."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,13 +175,15 @@ class Config:
     """Logarithm of the Gaussian policy's standard deviation at the start."""
 
     loss_fn: Callable[..., Any] | None = None
-    """Your own objective, in place of `ppo.ppo_losses` and with its signature."""
+    """Your own objective in place of `ppo.ppo_losses`: `loss_fn(actor_critic, batch, coefficients)` returns two dicts
+    of scalar tensors, losses and statistics."""
     loss_coefficients: dict[str, float] = field(default_factory=dict)
     """Further numbers that your `loss_fn` reads by name; hooks may change them between iterations."""
     advantage_fn: Callable[..., Any] | None = None
-    """Your own advantage estimate, in place of `rollout.gae` and with its signature."""
+    """Your own advantage estimate in place of `rollout.gae`: `advantage_fn(rollout, gamma, lam)` returns advantages and
+    value targets, a tensor (T, N) each."""
     hooks: Sequence[Hooks] = ()
-    """Objects whose methods run at the named moments of training (`hooks.py`)."""
+    """Objects of subclasses of `hooks.Hooks`, whose methods run at the named moments of training."""
     external_update_callback: Callable[[], float | None] | None = None
     """Called between rollout and update; what it returns is logged as `external_loss`."""
     rollout_interception_callback: Callable[[list], list] | None = None
@@ -221,6 +243,10 @@ class Config:
             raise ConfigurationError(
                 "obs_space_override describes what state_processing_hook returns, and that is missing"
             )
+        if self.loss_fn is not None:
+            check_takes("loss_fn", self.loss_fn, "actor_critic", "batch", "coefficients")
+        if self.advantage_fn is not None:
+            check_takes("advantage_fn", self.advantage_fn, "rollout", "gamma", "lam")
         if self.resume == "auto" and self.save_location is None:
             raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
         samples = self.rollout_length_per_worker * self.environments_per_rank
@@ -262,13 +288,16 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
                 raise ConfigurationError(f"PPO takes keywords only, such as total_steps={args[0]!r}")
             for name in keywords:
                 if name not in known:
-                    raise ConfigurationError(f"unknown keyword {name!r}{did_you_mean(name, known)}")
+                    meant = f"; here it is {KNOWN_AS[name]}" if name in KNOWN_AS else did_you_mean(name, known)
+                    raise ConfigurationError(f"unknown keyword {name!r}{meant}")
             for name, remedy in REQUIRED.items():
                 if keywords.get(name) is None:
                     raise ConfigurationError(f"{name} is missing: give {remedy}")
             return function(config_class(**keywords))  # type: ignore[call-arg]
 
-        with_keywords.__signature__ = inspect.signature(config_class)  # type: ignore[attr-defined]
+        returns = inspect.signature(function).return_annotation
+        signature = inspect.signature(config_class).replace(return_annotation=returns)
+        with_keywords.__signature__ = signature  # type: ignore[attr-defined]
         meanings = "\n".join(f"    {name}: {text}" for name, text in field_docstrings().items())
         with_keywords.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n{meanings}"
         return with_keywords
@@ -338,3 +367,5 @@ def _check_hooks(hooks: Any) -> None:
     for hook in hooks:
         if not isinstance(hook, Hooks):
             raise ConfigurationError(f"hooks: {hook!r} is not an instance of ppo_mpi_base.hooks.Hooks")
+        if not hook.does_something():
+            raise ConfigurationError(f"hooks: {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}")

@@ -2,7 +2,9 @@
 """The two ways a run can go wrong that the package itself reports."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class ConfigurationError(ValueError):
@@ -17,3 +19,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the known one that is most like it, or nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_takes(name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+    """Raise `ConfigurationError` where a user's function does not take what it will be called with.
+
+    Args:
+        name: what the user knows the function by.
+        function: is not called.
+        arguments: of its positional arguments the names.
+        keywords: its other arguments.
+    """
+    try:
+        inspect.signature(function).bind(*arguments, **keywords)
+    except TypeError as error:
+        takes = ", ".join([*arguments, *(f"{key}=..." for key in keywords)])
+        raise ConfigurationError(f"{name} is called as {name}({takes}), and takes something else: {error}") from error
+    except ValueError:  # a builtin function without a signature
+        pass

@@ -39,7 +39,11 @@ class Objective(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return what the loss function gave as it is after all hooks, with the losses among the statistics."""
         for hook in self.hooks:
-            losses = hook.on_losses(self.actor_critic, batch, losses)
+            returned: Any = hook.on_losses(self.actor_critic, batch, losses)
+            if not isinstance(returned, dict):
+                name, found = type(hook).__name__, type(returned).__name__
+                raise ConfigurationError(f"{name}.on_losses must return the dict of losses, not {found}")
+            losses = returned
         return losses, {**{f"{name}_loss": loss for name, loss in losses.items()}, **statistics}
 
     def forward(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str]) -> tuple[Tensor, Tensor]:
@@ -77,10 +81,11 @@ def checked_statistics(
         if not isinstance(value, Tensor) or value.shape != ():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ConfigurationError(f"loss_fn: {name!r} must be a scalar tensor, but has {found}")
-    if not any(loss.requires_grad for loss in losses.values()):
+    idle = [name for name, loss in losses.items() if not loss.requires_grad]
+    if idle or not losses:
         raise ConfigurationError(
-            f"loss_fn: none of the losses {', '.join(losses) or '(there are none)'} depends on a parameter that is "
-            "trained: compute them from actor_critic, without detach() or numpy"
+            f"loss_fn: the loss {', '.join(map(repr, idle)) or '(there is none)'} depends on no parameter that is "
+            "trained: compute it from actor_critic, without detach() or numpy, or leave it out"
         )
     if len(statistics) > MOST_STATISTICS:
         raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")

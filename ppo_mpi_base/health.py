@@ -13,6 +13,7 @@ from torch import Tensor
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
+    from ppo_mpi_base.rollout import Rollout
     from ppo_mpi_base.worker import Worker
 
 
@@ -58,12 +59,32 @@ def check_rates_and_coefficients(worker: Worker) -> None:
 
 
 def check_row(row: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` where a hook has put into the row of the logs what is not a number."""
+    """Raise `ConfigurationError` where a hook has put into the row of the logs what is no number with a name."""
     for name, value in row.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"on_iteration: statistics[{name!r}]: the name must be a str")
         try:
             float(value)
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
             raise ConfigurationError(f"on_iteration: statistics[{name!r}]={value!r} must be one number") from error
+
+
+def check_extras(rollout: Rollout) -> None:
+    """Raise `ConfigurationError` where a hook has put into `rollout.extras` what minibatches cannot be taken from."""
+    shape = tuple(rollout.rewards.shape)
+    for name, extra in rollout.extras.items():
+        if not isinstance(extra, Tensor) or extra.shape[:2] != shape:
+            found = tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
+            raise ConfigurationError(f"rollout.extras[{name!r}] must be a tensor (T, N, ...) with {shape}, not {found}")
+
+
+def check_attached(worker: Worker) -> None:
+    """Raise `ConfigurationError` where parameters or gradients have left the flat tensors, and would not be trained."""
+    if not worker.flat.attached():
+        raise ConfigurationError(
+            "a hook or callback has cut parameters or gradients from the flat tensors that are trained: never call "
+            "zero_grad() or load_state_dict(assign=True) on the networks, or give a parameter another data or grad"
+        )
 
 
 def check_in_step(worker: Worker) -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ppo_mpi_base.errors import ConfigurationError, did_you_mean
+from ppo_mpi_base.errors import ConfigurationError, check_takes, did_you_mean
 
 if TYPE_CHECKING:
     from ppo_mpi_base.policies import ActorCritic
@@ -23,12 +25,13 @@ class Hooks:
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Reject a method that is named as a moment, but is none: it would never run."""
+        """Reject a method that is named as a moment but is none, so would never run, or takes other arguments."""
         super().__init_subclass__(**keywords)
-        moments = [name for name in vars(Hooks) if name.startswith("on_")]
-        for name in vars(cls):
-            if name.startswith("on_") and name not in moments:
-                known, meant = ", ".join(moments), did_you_mean(name, moments)
+        for name, value in vars(cls).items():
+            if name in MOMENTS and isinstance(value, FunctionType):
+                check_takes(f"{cls.__name__}.{name}", value, *inspect.signature(getattr(Hooks, name)).parameters)
+            elif name not in MOMENTS and name.lower().startswith("on_") | (_plain(name) in map(_plain, MOMENTS)):
+                known, meant = ", ".join(MOMENTS), did_you_mean(name, MOMENTS)
                 raise ConfigurationError(f"{cls.__name__}.{name} would never run: there are {known}{meant}")
 
     def on_start(self, worker: Worker) -> None:
@@ -57,3 +60,14 @@ class Hooks:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that hold what this hook learns, by name: checkpoints save and fill them."""
         return {}
+
+    def does_something(self) -> bool:
+        """Say whether a method of this object runs at any moment."""
+        return any(name in vars(self) or getattr(type(self), name) is not getattr(Hooks, name) for name in MOMENTS)
+
+
+MOMENTS = tuple(name for name in vars(Hooks) if name.startswith("on_"))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()

@@ -169,6 +169,7 @@ class Worker:
             rollout.rewards.copy_(torch.as_tensor(scaled))
         for hook in config.hooks:
             hook.on_rollout(self, rollout)
+        health.check_extras(rollout)
         if self.reports.new_best and config.save_location is not None and self.ranks.is_root:
             # Now, not after the update: these are the networks that earned the score.
             self._save_policy("best", self.reports.best_return)
@@ -283,6 +284,7 @@ class Worker:
         for hook in config.hooks:
             hook.on_iteration(self, row)
         health.check_rates_and_coefficients(self)
+        health.check_attached(self)
         health.check_row(row)
         self.reports.write(row)
         to_save = self._agree_on_the_end()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ppo_mpi_base.config
-from ppo_mpi_base.config import Config, Range, keywords_of
+from ppo_mpi_base.config import KNOWN_AS, Config, Range, keywords_of
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.ppo import PPO
@@ -228,7 +228,17 @@ def test_hooks_are_a_list_of_hooks() -> None:
     assert "hooks" in error_of(hooks=[object()])
     assert "hooks=[MyHooks()]" in error_of(hooks=Hooks())
     assert "hooks" in error_of(hooks=[Hooks])
-    assert len(config(hooks=[Hooks(), Hooks()]).hooks) == 2
+    assert error_of(hooks=[Hooks()]).startswith("hooks: Hooks has none of the methods on_start, on_rollout, ")
+    own = type("Own", (Hooks,), {"on_end": lambda self, worker: None})
+    assert len(config(hooks=[own(), own()]).hooks) == 2
+
+
+def test_functions_that_take_something_else_are_told() -> None:
+    told = error_of(loss_fn=lambda actor_critic, batch: ({}, {}))
+    assert told.startswith(
+        "loss_fn is called as loss_fn(actor_critic, batch, coefficients), and takes something else: "
+    )
+    assert error_of(advantage_fn=lambda rollout: (0, 0)).startswith("advantage_fn is called as advantage_fn(rollout, g")
 
 
 def test_coefficients_of_the_loss() -> None:
@@ -260,7 +270,8 @@ REQUIRED: dict[str, Any] = {"total_steps": 1e3, "env_fn": env_fn, "network_fn": 
 
 def test_a_function_of_a_config_takes_its_keywords() -> None:
     assert takes_a_config(**REQUIRED, gamma=0.5) == config(gamma=0.5)
-    assert inspect.signature(takes_a_config) == inspect.signature(Config)
+    assert inspect.signature(takes_a_config).parameters == inspect.signature(Config).parameters
+    assert inspect.signature(PPO).return_annotation == "Result"
     assert takes_a_config.__name__ == "takes_a_config"
     assert (takes_a_config.__doc__ or "").startswith("Return it.\n\nArgs:\n    total_steps: ")
 
@@ -268,6 +279,10 @@ def test_a_function_of_a_config_takes_its_keywords() -> None:
 def test_a_misspelt_keyword_is_told_with_the_nearest() -> None:
     with pytest.raises(ConfigurationError, match="unknown keyword 'gama'; did you mean 'gamma'"):
         takes_a_config(**REQUIRED, gama=0.5)
+    with pytest.raises(ConfigurationError, match=r"unknown keyword 'n_epochs'; here it is train_pi_epochs and train_v"):
+        takes_a_config(**REQUIRED, n_epochs=4)
+    fields = {item.name for item in dataclasses.fields(Config)}
+    assert {name for names in KNOWN_AS.values() for name in names.split(" and ")} <= fields
     with pytest.raises(ConfigurationError, match=r"unknown keyword 'zzz'$"):
         takes_a_config(**REQUIRED, zzz=0.5)
 

@@ -527,6 +527,47 @@ def test_a_hook_can_end_the_run(tmp_path: Path) -> None:
 def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
     with pytest.raises(ConfigurationError, match=r"Late.on_iter would never run: .*did you mean 'on_iteration'\?$"):
         type("Late", (Hooks,), {"on_iter": lambda self: None})
+    with pytest.raises(
+        ConfigurationError, match=r"Camel.onIteration would never run: .*did you mean 'on_iteration'\?$"
+    ):
+        type("Camel", (Hooks,), {"onIteration": lambda self, worker, statistics: None})
+    with pytest.raises(
+        ConfigurationError, match=r"^Few.on_rollout is called as .*\(self, worker, rollout\), and takes so"
+    ):
+        type("Few", (Hooks,), {"on_rollout": lambda self, worker: None})
+    type("Fine", (Hooks,), {"on_end": lambda self, *anything: None, "end": lambda self: None})
+
+
+def test_an_env_fn_that_takes_no_such_keyword_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^env_fn is called as env_fn\(size=\.\.\.\), and takes something else"
+    ):
+        train(tmp_path, env_fn=lambda: ScriptedEnv(), env_kwargs={"size": 3})
+
+
+@pytest.mark.parametrize(
+    ("moment", "mistake", "text"),
+    [
+        (
+            "on_rollout",
+            lambda w, r: r.extras.update(bonus=torch.ones(16)),
+            r"extras\['bonus'\] .* \(16, 1\), not \(16,\)",
+        ),
+        ("on_rollout", lambda w, r: r.extras.update(bonus=[1.0]), r"extras\['bonus'\] must be a tensor .*, not list"),
+        ("on_iteration", lambda w, row: row.update({1: 2.0}), r"statistics\[1\]: the name must be a str"),
+        ("on_iteration", lambda w, row: w.actor_critic.zero_grad(), r"never call zero_grad\(\)"),
+    ],
+)
+def test_what_a_hook_does_wrong_is_told(tmp_path: Path, moment: str, mistake: Any, text: str) -> None:
+    hook = type("Wrong", (Hooks,), {moment: lambda self, worker, given: mistake(worker, given)})()
+    with pytest.raises(ConfigurationError, match=text):
+        train(tmp_path, hooks=[hook])
+
+
+def test_a_hook_that_forgets_to_return_the_losses_is_told(tmp_path: Path) -> None:
+    hook = type("Forgets", (Hooks,), {"on_losses": lambda self, actor_critic, batch, losses: None})()
+    with pytest.raises(ConfigurationError, match="Forgets.on_losses must return the dict of losses, not NoneType"):
+        train(tmp_path, hooks=[hook])
 
 
 @pytest.mark.parametrize("argument", ["log_directory", "save_location"])
