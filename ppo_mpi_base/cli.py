@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,10 +39,20 @@ EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a ru
 
 def command() -> None:
     """Run the command with the arguments of the process; what is wrong with them is told in one line."""
+    warnings.formatwarning = _one_line
     try:
         main()
     except ConfigurationError as error:
         raise SystemExit(f"ppo-mpi: {error}") from error
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning: one of this package by its words alone, for its place in the code says nothing to the user."""
+    if Path(filename).parent == Path(__file__).parent:
+        return f"ppo-mpi: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ConfigurationError: an argument is wrong, or does not fit the files that it names.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["compare"] and not {"--", "--against", "-h", "--help"} & set(given):
+        raise ConfigurationError("compare: two groups of runs, with -- between: ppo-mpi compare RUN_A... -- RUN_B...")
     ranks = world()
     with fail_together(ranks):
         defaults = settings.for_run(_named(given), ranks.size)
@@ -234,6 +247,8 @@ def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:
 
 def _saved(run: Path) -> Path:
     """Return where a run's networks are."""
+    if not run.is_dir():
+        raise ConfigurationError(f"RUN: there is no directory {run}")
     if (run / "saved_model").is_dir():
         return run / "saved_model"
     if several := sorted(path.parent.name for path in run.glob(f"*/{run_file.NAME}")):

@@ -117,14 +117,18 @@ def compare(
     """
     tasks = [task for task in a if task in b]
     if not tasks:
-        raise ConfigurationError(f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: no task is of both")
+        raise ConfigurationError(
+            f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: no task is of both (a run's task is what "
+            "its run.toml says, or the directory above it that is named so, such as CartPole-v1)"
+        )
     if alone := sorted(set(a) ^ set(b)):
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
     for task in tasks:
         ends = [run.steps[-1] for run in (*a[task], *b[task])]
         if min(ends) < SHORT * max(ends):
             length = f"{min(ends):,.0f} to {max(ends):,.0f} steps"
-            warnings.warn(f"{task}: the runs are {length} long, and each counts by its last return", stacklevel=2)
+            of = f"{task}: the" if task else "the"
+            warnings.warn(f"{of} runs are {length} long, and each counts by its last return", stacklevel=2)
     scale = {task: reference_of(task, [*a[task], *b[task]], references) for task in tasks}
     rows = tuple(_compare_task(task, _scores(a[task]), _scores(b[task]), scale[task]) for task in tasks)
     normalized = [

@@ -25,7 +25,7 @@ from ppo_mpi_base import aggregates
 from ppo_mpi_base.comparison import Comparison, Estimate, References, TaskComparison, compare, reference_of
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
-from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_group
+from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_groups
 
 BLUE = "#0072B2"  # of Okabe and Ito's palette: told from its other colours by readers of any colour vision
 DARK, LIGHT = "#333333", "#E5E5E5"
@@ -94,7 +94,7 @@ def plot_runs(
     if axis not in ("steps", "time"):
         raise ConfigurationError(f"axis={axis!r} is not one of 'steps', 'time'")
     names = _labels(groups, labels)
-    read = [read_group(group) for group in groups]
+    read = read_groups(groups)
     tasks = list(dict.fromkeys(task for runs in read for task in runs))
     shared = [task for task in tasks if all(task in runs for runs in read)]
     panels = len(tasks) + (len(shared) > 1)
@@ -150,7 +150,8 @@ def compare_runs(
             scores, or output cannot be written.
     """
     name_a, name_b = _labels([a, b], labels)
-    comparison = compare(read_group(a), read_group(b), (name_a, name_b), references)
+    runs_a, runs_b = read_groups([a, b])
+    comparison = compare(runs_a, runs_b, (name_a, name_b), references)
     path = Path(output)
     panels = len(comparison.tasks) + 1
     columns = min(panels, COLUMNS)
@@ -192,9 +193,10 @@ def _save(figure: Figure, path: Path, argument: str, dpi: int) -> None:
 
 def _write(path: Path, content: bytes, argument: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error})") from error
+        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error.strerror})") from error
 
 
 def _save_both(figure: Figure, output: Path) -> list[Path]:

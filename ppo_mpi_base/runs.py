@@ -53,9 +53,11 @@ def find_runs(group: Group) -> list[Path]:
     progress.csv beneath it are runs or, where there is none, all seed*.csv. progress.1.csv, ... are of former runs.
 
     Raises:
-        ConfigurationError: one of the paths has no run.
+        ConfigurationError: there is no path, or one of them has no run.
     """
     paths = [group] if isinstance(group, str | os.PathLike) else list(group)
+    if not paths:
+        raise ConfigurationError("runs: a group is empty; name the directory of a run, or one with runs beneath it")
     found = [run for path in paths for run in _beneath(Path(path))]
     return list({run.resolve(): run for run in found}.values())
 
@@ -71,6 +73,20 @@ def _beneath(path: Path) -> list[Path]:
         why = "no progress.csv is beneath it" if path.is_dir() else "no such directory or .csv file"
         raise ConfigurationError(f"runs={str(path)!r}: {why}; name the directory of a run, or one with runs beneath it")
     return found
+
+
+def read_groups(groups: Sequence[Group]) -> list[dict[str, list[Run]]]:
+    """Return the runs of each group by task, see `read_group`.
+
+    Where only one task is named among all groups, runs without a task's name are of that task: runs of a user's own
+    script beside those of `ppo-mpi train`.
+    """
+    read = [read_group(group) for group in groups]
+    named = {task for runs in read for task in runs if task}
+    if len(named) != 1:
+        return read
+    (task,) = named
+    return [{task: [run for of_task in runs.values() for run in of_task]} for runs in read]
 
 
 def read_group(group: Group) -> dict[str, list[Run]]:

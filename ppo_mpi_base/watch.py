@@ -68,12 +68,18 @@ class Watch:
                 awake_since = now
             looked = now
             waited = np.where(notes[:, COUNT] % 2 == 1, now - np.maximum(notes[:, SINCE], awake_since), 0.0)
-            missed = np.flatnonzero((waited > self._limit) & (notes[:, COUNT] > notes[self._own, COUNT]))
+            elsewhere = (notes[:, COUNT] > notes[self._own, COUNT]) | self._astray(notes)
+            missed = np.flatnonzero((waited > self._limit) & elsewhere)
             if len(missed) > 0 and not told:
                 told = True
                 self._tell_where(notes[missed[0]])
             if waited[self._own] > self._limit:
                 self._end(notes, waited[self._own])
+
+    def _astray(self, notes: np.ndarray) -> np.ndarray:
+        """Say of each rank whether it is as far as this one, but in another collective, (ranks,) bool."""
+        count, name, _ = notes[self._own]
+        return (notes[:, COUNT] == count) & (notes[:, NAME] != name)
 
     def _tell_where(self, waiting: np.ndarray) -> None:
         """Print, on a rank that others wait for, what it is doing."""
@@ -86,13 +92,17 @@ class Watch:
     def _end(self, notes: np.ndarray, seconds: float) -> None:
         """End this rank, which has waited too long, unless the one that is missing comes at the last moment."""
         count, name = notes[self._own, COUNT], COLLECTIVES[int(notes[self._own, NAME])]
-        missing = [self._ranks[k] for k in np.flatnonzero(notes[:, COUNT] < count).tolist()]
+        astray = self._astray(notes)
+        missing = [self._ranks[k] for k in np.flatnonzero((notes[:, COUNT] < count) | astray).tolist()]
         time.sleep(MESSAGE_TIME if missing else OTHER_HOSTS_TIME)
         if self._own_notes[COUNT] != count:
             return
         first = np.flatnonzero(self._notes[:, COUNT] == count)[0]
         if self._own == first:
             who = " and ".join(f"rank {rank}" for rank in missing) or "a rank on another host"
+            if astray.any():
+                others = ", ".join(sorted({COLLECTIVES[int(k)] for k in notes[astray, NAME]}))
+                who += f" (in {others}, as where a hook calls a collective on some ranks only)"
             sys.stderr.write(
                 f"TrainingError: {who} did not come to the collective {name}, in which rank {self._ranks[self._own]} "
                 f"has waited for {seconds:.0f} s, more than stall_seconds={self._limit:g}: ending all ranks\n"

@@ -75,8 +75,10 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    cli.main(["plot", str(trained), str(trained / "seed0"), "--output", str(tmp_path / "curves"), "--axis", "time"])
-    assert {path.suffix for path in tmp_path.glob("curves.*")} == {".png", ".svg"}
+    cli.main(
+        ["plot", str(trained), str(trained / "seed0"), "--output", str(tmp_path / "new" / "curves"), "--axis", "time"]
+    )
+    assert {path.suffix for path in tmp_path.glob("new/curves.*")} == {".png", ".svg"}
     a, b = str(trained / "seed0"), str(tmp_path / "elsewhere")  # whose task is known from its run.toml
     shutil.copytree(trained / "seed1", b)
     cli.main(["compare", a, "--", b, "--output", str(tmp_path / "comparison")])
@@ -102,7 +104,8 @@ def test_export(trained: Path, tmp_path: Path) -> None:
     [
         (["train", "CartPol-v1"], "env_id='CartPol-v1'"),
         (["train", "CartPole-v1", "--gamma", "2"], "gamma=2.0 must be a number from 0 to 1"),
-        (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "RUN: there is no directory nowhere"),
+        (["compare", "seeds", "seeds"], r"compare: .* ppo-mpi compare RUN_A... -- RUN_B..."),
         (["plot", "nowhere"], "nowhere"),
         (["export", "seeds"], "seeds holds several runs"),
         (["evaluate", "seeds", "--env-id", "CartPole-v1"], "seeds holds several runs"),

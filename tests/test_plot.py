@@ -141,7 +141,7 @@ def test_a_file_that_is_no_progress_csv_is_named(tmp_path, text):
     assert not list(tmp_path.glob("*curve*"))
 
 
-@pytest.mark.parametrize("name", ["missing/curve.png", "curve.docx"])
+@pytest.mark.parametrize("name", ["progress.csv/curve.png", "curve.docx"])
 def test_a_figure_that_cannot_be_written_is_named(tmp_path, name):
     csv = write_csv(tmp_path / "progress.csv", [1, 2], [1.0, 2.0])
     with pytest.raises(ConfigurationError, match=f"^png_path='.*{name}' cannot be written") as caught:
@@ -283,7 +283,7 @@ def test_tasks_of_one_group_only_are_said(tmp_path, groups):
         ({"labels": ["one"]}, "^labels=.* must be 2"),
         ({"axis": "epochs"}, "^axis='epochs' is not one of"),
         ({"references": {"Hopper-v5": (0, 1)}}, "^references: task 'Walker2d-v5' is missing"),
-        ({"output": "/missing/curves"}, "^output='/missing/curves.png' cannot be written"),
+        ({"output": "/dev/null/curves"}, "^output='/dev/null/curves.png' cannot be written"),
     ],
 )
 def test_wrong_arguments_of_curves_are_named(tmp_path, groups, keywords, message):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.runs import find_runs, on_common_grid, read_group, read_run
+from ppo_mpi_base.runs import find_runs, on_common_grid, read_group, read_groups, read_run
 
 
 def write_run(path, returns=(1.0, 2.0), steps=None, columns="total_steps,seconds,episode_return"):
@@ -73,6 +73,23 @@ def test_runs_are_grouped_by_task(tmp_path):
         "Hopper-v5": [0, 1],
         "Walker2d-v5": [0],
     }
+
+
+def test_runs_without_a_task_are_of_the_only_one_that_is_named(tmp_path):
+    a = write_run(tmp_path / "CartPole-v1" / "progress.csv", [1.0, 5.0]).parent
+    b = write_run(tmp_path / "mine" / "progress.csv", [1.0, 7.0]).parent
+    read = read_groups([a, [b, a]])
+    assert [{task: [run.score for run in runs] for task, runs in group.items()} for group in read] == [
+        {"CartPole-v1": [5]},
+        {"CartPole-v1": [7, 5]},
+    ]
+    other = write_run(tmp_path / "Hopper-v5" / "progress.csv").parent
+    assert [list(group) for group in read_groups([a, b, other])] == [["CartPole-v1"], [""], ["Hopper-v5"]]
+
+
+def test_an_empty_group_is_told():
+    with pytest.raises(ConfigurationError, match="^runs: a group is empty"):
+        read_groups([[]])
 
 
 @pytest.mark.parametrize("returns", [(), (np.nan, np.nan)])

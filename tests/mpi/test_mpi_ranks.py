@@ -283,6 +283,17 @@ def test_a_rank_that_stalls_is_named_with_its_collective_and_shows_where_it_is()
     assert "stall_seconds=2" in told[0]
 
 
+def test_ranks_that_wait_in_different_collectives_are_named_with_them() -> None:
+    body = "    if rank == 0: communicator.barrier()\n    communicator.gather_all(rank)\n    communicator.barrier()\n"
+    done = launch(START + WATCHED + body, 3)
+    assert done.code != 0
+    assert done.seconds < SOON
+    assert "rank 0 stalls here, while others wait for it in gather_all:\n" in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("TrainingError")]
+    assert len(told) == 1
+    assert "rank 1 and rank 2 (in gather_all, as where a hook calls a collective on some ranks only) did not" in told[0]
+
+
 def test_a_rank_that_is_stopped_is_named_though_it_cannot_speak() -> None:
     body = "    if rank == 0: os.kill(os.getpid(), signal.SIGSTOP)\n    communicator.max(1.0)\n"
     done = launch("import os, signal\n" + START + WATCHED + body, 3)
