@@ -62,8 +62,9 @@ class Hooks:
         return {}
 
     def does_something(self) -> bool:
-        """Say whether a method of this object runs at any moment."""
-        return any(name in vars(self) or getattr(type(self), name) is not getattr(Hooks, name) for name in MOMENTS)
+        """Say whether this object has a method that runs at some moment, or a state."""
+        own = vars(self), *(vars(kind) for kind in type(self).__mro__ if kind not in (Hooks, object))
+        return any(name in names for names in own for name in (*MOMENTS, "state"))
 
 
 MOMENTS = tuple(name for name in vars(Hooks) if name.startswith("on_"))
