@@ -231,7 +231,7 @@ def _load_mpi() -> ModuleType | None:
     variable, size, _ = _launched()
     if _is_child() or (size == 1 and variable not in _SIZELESS and "mpi4py.MPI" not in sys.modules):
         return None
-    # MPICH would change to another algorithm after the first few reductions on a host, which adds up three ranks or more
+    # MPICH would change to another algorithm after a few reductions on a host, which adds up three or more ranks
     # in another order, so that a run that goes on from a checkpoint would differ in its last bits; and takes longer.
     os.environ.setdefault("MPIR_CVAR_ALLREDUCE_POSIX_INTRA_ALGORITHM", "mpir")
     several = f"{variable}={os.environ.get(variable)}: the launcher started several processes, but"
