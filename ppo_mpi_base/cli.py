@@ -34,6 +34,7 @@ Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
 Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Runs' directories, or those of several seeds' runs.")]
 Against = Annotated[tuple[Path, ...], arg(metavar="RUN", help='The other idea\'s, after "--", which is this flag.')]
 Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned the best return, or the last ones.")]
+_usual_format = warnings.formatwarning
 EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
 
 
@@ -52,7 +53,7 @@ def _one_line(
     """Format a warning: one of this package by its words alone, for its place in the code says nothing to the user."""
     if Path(filename).parent == Path(__file__).parent:
         return f"ppo-mpi: {message}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -81,10 +81,10 @@ def checked_statistics(
         if not isinstance(value, Tensor) or value.shape != ():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ConfigurationError(f"loss_fn: {name!r} must be a scalar tensor, but has {found}")
-    idle = [name for name, loss in losses.items() if not loss.requires_grad]
-    if idle or not losses:
+    untrained = [name for name, loss in losses.items() if not loss.requires_grad]
+    if untrained or not losses:
         raise ConfigurationError(
-            f"loss_fn: the loss {', '.join(map(repr, idle)) or '(there is none)'} depends on no parameter that is "
+            f"loss_fn: the loss {', '.join(map(repr, untrained)) or '(there is none)'} depends on no parameter that is "
             "trained: compute it from actor_critic, without detach() or numpy, or leave it out"
         )
     if len(statistics) > MOST_STATISTICS:

@@ -30,7 +30,7 @@ class Hooks:
         for name, value in vars(cls).items():
             if name in MOMENTS and isinstance(value, FunctionType):
                 check_takes(f"{cls.__name__}.{name}", value, *inspect.signature(getattr(Hooks, name)).parameters)
-            elif name not in MOMENTS and name.lower().startswith("on_") | (_plain(name) in map(_plain, MOMENTS)):
+            elif name not in MOMENTS and (name.lower().startswith("on_") or _plain(name) in map(_plain, MOMENTS)):
                 known, meant = ", ".join(MOMENTS), did_you_mean(name, MOMENTS)
                 raise ConfigurationError(f"{cls.__name__}.{name} would never run: there are {known}{meant}")
 
@@ -63,8 +63,8 @@ class Hooks:
 
     def does_something(self) -> bool:
         """Say whether this object has a method that runs at some moment, or a state."""
-        own = vars(self), *(vars(kind) for kind in type(self).__mro__ if kind not in (Hooks, object))
-        return any(name in names for names in own for name in (*MOMENTS, "state"))
+        methods = {name: getattr(self, name) for name in (*MOMENTS, "state")}
+        return any(getattr(own, "__func__", own) is not getattr(Hooks, name) for name, own in methods.items())
 
 
 MOMENTS = tuple(name for name in vars(Hooks) if name.startswith("on_"))

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppo_mpi_base.config import Config, keywords_of
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.keywords import keywords_of
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch, checked_estimates, gae
 from ppo_mpi_base.worker import Result, training

@@ -15,8 +15,9 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ppo_mpi_base import run_file, tasks
-from ppo_mpi_base.config import Config, field_docstrings
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.keywords import field_docstrings
 
 ENV_ID = "A Gymnasium id, whose tuned settings are the defaults here; or a run's file, such as runs/.../run.toml."
 OWN: dict[str, tuple[Any, Any, str]] = {

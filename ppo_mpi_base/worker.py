@@ -105,8 +105,15 @@ class Worker:
 
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
-        parts = self.environments, self.actor_critic, self.gradients.act, self.storage, self.reports
-        self.collector = Collector(config, *parts, self.first_global_index)
+        self.collector = Collector(
+            config,
+            self.environments,
+            self.actor_critic,
+            self.gradients.act,
+            self.storage,
+            self.reports,
+            self.first_global_index,
+        )
         self.observation_moments = RunningMoments(spaces[0].shape or ())
         self.reward_normalizer = RewardNormalizer(config.environments_per_rank, config.gamma)
         self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}

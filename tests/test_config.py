@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ppo_mpi_base.config
-from ppo_mpi_base.config import KNOWN_AS, Config, Range, keywords_of
+from ppo_mpi_base.config import Config, Range
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.keywords import KNOWN_AS, keywords_of
 from ppo_mpi_base.ppo import PPO
 
 
