@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One rank's rollouts: environments stepped by the current policy, then evaluated in few large batches."""
+"""One rank's rollouts: environments stepped by the current policy, and what the networks say of the steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Collector:
         config: Config,
         environments: Environments,
         actor_critic: ActorCritic,
-        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        act: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         storage: Storage,
         reports: Reports,
         first_global_index: int,
@@ -60,8 +60,10 @@ class Collector:
         clock = time.perf_counter
         for t in range(storage.length):
             started = clock()
-            actions, sent = act(observations[t].to(self.device), noise[t])
+            actions, sent, *evaluated = act(observations[t].to(self.device), noise[t])
             storage.actions[t] = actions
+            if evaluated:
+                storage.log_probs[t], storage.values[t] = evaluated
             decided = clock()
             step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
             storage.put(t, step.rewards, step.terminated, step.truncated)
@@ -86,22 +88,27 @@ class Collector:
             rewards=rewards,
             terminated=torch.as_tensor(storage.terminated).to(device),
             truncated=torch.as_tensor(storage.truncated).to(device),
-            log_probs=torch.empty_like(rewards),
-            values=torch.empty_like(rewards),
+            log_probs=storage.log_probs.to(device, rewards.dtype),
+            values=storage.values.to(device, rewards.dtype),
             next_values=torch.empty_like(rewards),
         )
-        flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
-        batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // observations[0, 0].numel()))
-        for start in range(0, rewards.numel(), batch):
-            seen, actions, log_probs, values = (x[start : start + batch] for x in flat)
-            policy, value = self.actor_critic.policy_and_value(seen)
-            log_probs.copy_(policy.log_prob(actions))
-            values.copy_(value)
+        if self.actor_critic.value_network is not None:
+            self._evaluate(rollout)
         if self.config.rollout_interception_callback is not None:
             intercept(rollout, self.config.rollout_interception_callback)
         self._bootstrap(rollout)
         self.reports.seconds["inference"] += time.perf_counter() - started
         return rollout
+
+    def _evaluate(self, rollout: Rollout) -> None:
+        """Fill `log_probs` and `values`: few forward passes of many samples."""
+        flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
+        batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // rollout.observations[0, 0].numel()))
+        for start in range(0, rollout.rewards.numel(), batch):
+            seen, actions, log_probs, values = (x[start : start + batch] for x in flat)
+            policy, value = self.actor_critic.policy_and_value(seen)
+            log_probs.copy_(policy.log_prob(actions))
+            values.copy_(value)
 
     def _bootstrap(self, rollout: Rollout) -> None:
         """Fill `next_values`: one forward pass for the rollout's end and all truncations' final observations."""

@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ppo_mpi_base.compilation import Eager, InPlace
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.networks import SpaceToDepthConv2d
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
 
 MOST_STATISTICS = 32
 """Statistics, losses among them, that travel with each gradient."""
+
+CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpaceToDepthConv2d)
+"""Layers that do nothing with their weights but multiply by them, in bfloat16 where that is the precision."""
 
 LossFunction = Callable[[ActorCritic, Batch, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -109,8 +114,17 @@ class Gradients:
         self._names = flat.names(objective)
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
-        self._acting = compiler(_acting(objective.actor_critic), "the policy acts")
-        self._acted: tuple[Tensor, Tensor] | None = None
+        self._weights = _cast_weights(objective.actor_critic)
+        self._cast = {name: weight.to(torch.bfloat16) for name, weight in self._weights.items()}
+        self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
+        self._acted: tuple[Tensor, ...] | None = None
+
+    @torch.no_grad()
+    def begin_rollout(self) -> None:
+        """Act by the parameters as they are now, and notice what hooks have changed."""
+        self._compiler.check_again()
+        for name, weight in self._weights.items():
+            self._cast[name].copy_(weight)
 
     def add(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str], weight: float) -> None:
         """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message."""
@@ -121,11 +135,15 @@ class Gradients:
         with torch.no_grad():
             addition(self.flat.message, self.flat.data, *batch[:-1], *batch.extras.values(), *coefficients.values())
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sampled actions for observations (N, ...), and what the environments get; a later call reuses both."""
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return sampled actions for observations (N, ...), and what the environments get.
+
+        Where one network gives policy and value, also the actions' log-probabilities and the values, (N,) each. The
+        next call writes into the same tensors.
+        """
         with torch.no_grad():
             if self._acted is None or len(self._acted[0]) != len(observations):
-                self._acted = self.objective.actor_critic.act(observations, noise)
+                self._acted = _Acting(self.objective.actor_critic)(observations, noise)
             self._acting(*self._acted, observations, noise)
         return self._acted
 
@@ -145,7 +163,7 @@ class Gradients:
 
         def traceable(message: Tensor, data: Tensor, *tensors: Tensor) -> None:
             def total(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-                return torch.func.functional_call(self.objective, parameters, arguments(tensors))
+                return functional_call(self.objective, parameters, arguments(tensors))
 
             # With respect to each parameter, not to the flat tensor: that would add up one zero-padded gradient each.
             parameters = dict(zip(self._names, self.flat.views(data), strict=True))
@@ -156,11 +174,43 @@ class Gradients:
         return self._compiler(traceable, "the losses run", by_autograd)
 
 
-def _acting(actor_critic: ActorCritic) -> InPlace:
-    """Return the function that writes actions, and what the environments get, for observations and noise."""
+class _Acting(nn.Module):
+    """What the policy does in each step of a rollout, as a module's call: other tensors can stand in for its weights.
 
-    def act(actions: Tensor, sent: Tensor, observations: Tensor, noise: Tensor) -> None:
-        for written, content in zip((actions, sent), actor_critic.act(observations, noise), strict=True):
-            written.copy_(content)
+    A network for both gives values with the actions. Where there are two, the value network waits for a large batch.
+    """
+
+    def __init__(self, actor_critic: ActorCritic) -> None:
+        super().__init__()
+        self.actor_critic = actor_critic
+
+    def forward(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return actions, what environments get, and perhaps log-probabilities and values."""
+        if self.actor_critic.value_network is None:
+            return self.actor_critic.act_and_evaluate(observations, noise)
+        return self.actor_critic.act(observations, noise)
+
+
+def _cast_weights(actor_critic: ActorCritic) -> dict[str, Tensor]:
+    """Return the weights that autocast would cast anew in each step of a rollout, by their names in `_Acting`."""
+    if actor_critic.precision != "bfloat16":
+        return {}
+    return {
+        f"{layer_name}.{name}": weight
+        for layer_name, layer in _Acting(actor_critic).named_modules()
+        if type(layer) in CAST_LAYERS
+        for name, weight in layer.named_parameters(recurse=False)
+    }
+
+
+def _acting(actor_critic: ActorCritic, weights: dict[str, Tensor]) -> InPlace:
+    """Return the function that overwrites what `_Acting` returned before, for observations and noise."""
+    module = _Acting(actor_critic)
+
+    def act(*tensors: Tensor) -> None:
+        *written, observations, noise = tensors
+        acted = functional_call(module, weights, (observations, noise)) if weights else module(observations, noise)
+        for old, new in zip(written, acted, strict=True):
+            old.copy_(new)
 
     return act

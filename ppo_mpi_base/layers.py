@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ppo_mpi_base.networks import ChannelsLast, Residual, Scaled, SharedTrunk, SpaceToDepthConv2d
+from ppo_mpi_base.networks import ChannelsLast, FlattenPixels, Residual, Scaled, SharedTrunk, SpaceToDepthConv2d
 
 # What is needed to build each layer anew, besides its weights: the names are both attributes and constructor arguments.
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -37,6 +37,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Identity: (),
     Scaled: ("factor",),
     ChannelsLast: (),
+    FlattenPixels: (),
     SpaceToDepthConv2d: ("in_channels", "out_channels", "kernel_size", "stride"),
 }
 # What holds other networks, and how it is built from them.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional
 
 
@@ -41,6 +43,17 @@ class ChannelsLast(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
+class FlattenPixels(nn.Module):
+    """Makes one row of each image, pixel after pixel: (B, C, H, W) -> (B, H * W * C).
+
+    Where channels lie last in memory, as convolutions leave them on CPUs, nothing is copied; `nn.Flatten` would copy.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same numbers."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
 class SpaceToDepthConv2d(nn.Conv2d):
     """A convolution without padding whose kernel is a multiple of its stride, such as 8x8 at stride 4.
 
@@ -65,13 +78,30 @@ class SpaceToDepthConv2d(nn.Conv2d):
         """Return what `nn.Conv2d` returns: (B, C, H, W) -> (B, out_channels, ...)."""
         height, width = (n - n % step for n, step in zip(input.shape[2:], self.stride, strict=True))
         # No kernel reaches what is cut off.
-        return functional.conv2d(self._folded(input[:, :, :height, :width]), self._folded(self.weight), self.bias)
+        images = input[:, :, :height, :width]
+        return functional.conv2d(self._folded_words(images), self._folded(self.weight), self.bias)
 
     def _folded(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) as (B, C * block, H / stride, W / stride), the channels last in memory."""
         (batch, channels, height, width), (down, right) = x.shape, self.stride
         blocks = x.reshape(batch, channels, height // down, down, width // right, right).permute(0, 2, 4, 1, 3, 5)
         return blocks.reshape(batch, height // down, width // right, channels * down * right).permute(0, 3, 1, 2)
+
+    def _folded_words(self, x: Tensor) -> Tensor:
+        """Return the same as `_folded`, but move neighbours in a row together, as words of 8 bytes, where that can be.
+
+        It takes a fraction of the time, eager or compiled. Words have no gradient, and exported programs know none.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x, word = x.contiguous(), 8 // x.element_size()
+        (batch, channels, height, width), (down, right) = x.shape, self.stride
+        divisible = right % word == 0 and x.storage_offset() % word == 0
+        if not divisible or x.requires_grad or is_tracing() or is_exporting():
+            return self._folded(x)
+        rows = x.view(torch.int64).reshape(batch, channels, height // down, down, width // right, right // word)
+        blocks = rows.permute(0, 2, 4, 1, 3, 5).contiguous().view(x.dtype)
+        return blocks.view(batch, height // down, width // right, channels * down * right).permute(0, 3, 1, 2)
 
 
 class Residual(nn.Sequential):
@@ -111,8 +141,8 @@ def nature_trunk(obs_dim: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Conv2d(64, 64, 3, stride=1),
         nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 512),
+        FlattenPixels(),
+        nn.Linear(7 * 7 * 64, 512),
         nn.ReLU(),
     )
 
@@ -140,7 +170,7 @@ def impala_trunk(obs_dim: int) -> nn.Sequential:
             convolutions = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
             layers.append(Residual(*(layer for convolution in convolutions for layer in (nn.ReLU(), convolution))))
         channels = width
-    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(32 * 11 * 11, 256), nn.ReLU())
+    return nn.Sequential(*layers, nn.ReLU(), FlattenPixels(), nn.Linear(11 * 11 * 32, 256), nn.ReLU())
 
 
 def impala_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:

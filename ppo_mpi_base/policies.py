@@ -223,6 +223,12 @@ class ActorCritic(nn.Module):
         actions = self.policy(observations).sample(noise)
         return actions, self.to_environment(actions)
 
+    def act_and_evaluate(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `act` returns, and the actions' log-probabilities and V(s), (B,) each, from the same pass."""
+        policy, values = self.policy_and_value(observations)
+        actions = policy.sample(noise)
+        return actions, self.to_environment(actions), policy.log_prob(actions), values
+
 
 def lacks_bfloat16(device: torch.device) -> bool:
     """Say whether a device has no instructions for bfloat16, so that it takes many times as long as float32."""

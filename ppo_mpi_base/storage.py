@@ -22,6 +22,7 @@ class Storage:
     Attributes:
         observations: (T+1, N, *shape) in the observation space's own dtype; row T is where the next rollout starts.
         actions: (T, N, *shape) as sampled, in the default dtype, or int64.
+        log_probs, values: (T, N), where they come with the actions.
         rewards: (T, N) float64, raw.
         terminated, truncated: (T, N) bool.
         final_observations: (t, i) -> the last observation of an episode that was truncated in step t of environment i.
@@ -40,6 +41,7 @@ class Storage:
         self.observations = np.zeros((self.length + 1, self.environments, *shape), self.observation_space.dtype)
         dtype = torch.int64 if isinstance(self.action_space, Discrete) else torch.get_default_dtype()
         self.actions = torch.zeros((*size, *(self.action_space.shape or ())), dtype=dtype)
+        self.log_probs, self.values = torch.zeros(size), torch.zeros(size)
         self.rewards = np.zeros(size)
         self.terminated = np.zeros(size, bool)
         self.truncated = np.zeros(size, bool)

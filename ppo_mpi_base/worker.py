@@ -22,6 +22,7 @@ from ppo_mpi_base.evaluate import check_environments, evaluate
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
 from ppo_mpi_base.interruption import REQUEUE, Interruption
+from ppo_mpi_base.memory import keep_freed_memory
 from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.policies import lacks_bfloat16
@@ -96,11 +97,12 @@ class Worker:
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
         share_cores(ranks, len(self.flat.data))
+        keep_freed_memory()
         self.reports = together(ranks, lambda: Reports(config, ranks))
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
-        self.compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
-        self.gradients = Gradients(self.objective, self.flat, self.compiler)
+        compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
+        self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
 
         spaces = self.environments.observation_space, self.environments.action_space
@@ -163,7 +165,7 @@ class Worker:
             TrainingError: an observation or a reward is not finite, on any rank.
         """
         config, storage = self.config, self.storage
-        self.compiler.check_again()  # hooks may have changed numbers that losses read
+        self.gradients.begin_rollout()
         self.collector.collect(self.iteration)
         builders.checked_together(self.ranks, lambda: health.check_finite(self))
         self.total_steps += self.steps_per_iteration

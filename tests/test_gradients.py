@@ -130,6 +130,26 @@ def test_compiled_equals_eager_in_bfloat16() -> None:
     assert (compiled_gradient - eager_gradient).norm() < 0.02 * eager_gradient.norm()
 
 
+@pytest.mark.parametrize("compiler", [Eager(), pytest.param(Compiler(print), marks=needs_a_compiler)], ids=type)
+def test_weights_that_are_cast_once_a_rollout_act_as_those_that_autocast_casts(compiler: Eager) -> None:
+    torch.manual_seed(0)
+    images = Box(0, 255, (2, 12, 12), np.uint8)
+    trunk = nn.Sequential(SpaceToDepthConv2d(2, 4, 4, 2), nn.ReLU(), nn.Flatten(), nn.LayerNorm(100), nn.Linear(100, 9))
+    network = SharedTrunk(trunk, nn.Linear(9, 3), nn.Linear(9, 1))
+    actor_critic = ActorCritic(network, None, images, Discrete(3), precision="bfloat16")
+    flat = FlatParameters(actor_critic.parameter_slices(), STATISTICS)
+    gradients = Gradients(Objective(actor_critic, ppo_losses, []), flat, compiler)
+    seen = torch.randint(0, 256, (5, *images.shape), dtype=torch.uint8)
+    noise = torch.as_tensor(action_noise(Discrete(3), np.random.default_rng(0), 5), dtype=torch.float32)
+    for _ in range(2):
+        gradients.begin_rollout()
+        with torch.no_grad():
+            wanted = actor_critic.act_and_evaluate(seen, noise)
+            torch.testing.assert_close(gradients.act(seen, noise), wanted, rtol=2**-7, atol=2**-7)
+            flat.data.mul_(-1.5)  # as an update: the next rollout acts by it
+    assert not torch.allclose(gradients.act(seen, noise)[3], actor_critic.value(seen), rtol=0.1)
+
+
 @needs_a_compiler
 @pytest.mark.parametrize(
     ("network_fn", "observations", "actions"),

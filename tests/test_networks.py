@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_mpi_base.networks import (
+    FlattenPixels,
     Residual,
     Scaled,
     SharedTrunk,
@@ -49,20 +50,23 @@ def test_the_nature_cnn_is_that_of_the_paper() -> None:
 
 
 def test_the_nature_cnn_computes_what_torchs_layers_do() -> None:
-    """In float64, with the gradients of all parameters; its weights are those of plain layers."""
+    """In float64, with the gradients of all parameters; its weights are those of plain layers, but for their order."""
     network = nature_cnn(4, 6).double()
     plain = nn.Sequential(
         *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6)),
     ).double()
+    pixel_by_pixel = torch.arange(64 * 49).view(64, 49).t().flatten()  # where plain layers have channel by channel
     for mine, theirs in zip(plain.parameters(), network.parameters(), strict=True):
-        mine.data.copy_(theirs.data)
+        mine.data.copy_(theirs.data[:, pixel_by_pixel.argsort()] if theirs.shape == (512, 3136) else theirs.data)
     images = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(0)).double()
     found = []
     for module, seen in ((network, images), (plain, images / 255)):
         output = module(seen)
         found.append([output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))])
-    torch.testing.assert_close(*found)
+    ours, theirs = found
+    wanted = [x[:, pixel_by_pixel] if x.shape == (512, 3136) else x for x in theirs]
+    torch.testing.assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,41 @@ def test_space_to_depth_is_the_same_convolution(
         weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
         found.append([y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("laid_out", ["in a row", "cut out", "shifted", "channels last"])
+def test_space_to_depth_of_what_needs_no_gradient(stride: int, dtype: torch.dtype, laid_out: str) -> None:
+    images = torch.randint(0, 256, (2, 3, 33, 35), generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = {
+        "in a row": images,
+        "cut out": images[:, :, 1:, 3:],
+        "shifted": images.flatten()[1 : 1 + 2 * 3 * 33 * 34].view(2, 3, 33, 34),
+        "channels last": images.contiguous(memory_format=torch.channels_last),
+    }[laid_out]
+    folded = SpaceToDepthConv2d(3, 5, 2 * stride, stride).to(dtype)
+    plain = functional.conv2d(images.double(), folded.weight.double(), folded.bias.double(), stride)  # type: ignore[union-attr]
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 4.0}[dtype]
+    torch.testing.assert_close(folded(images).double(), plain, rtol=0, atol=tolerance)
+
+
+def test_space_to_depth_rounds_as_autocast_does() -> None:
+    layer, plain = SpaceToDepthConv2d(4, 32, 8, 4), nn.Conv2d(4, 32, 8, 4)
+    plain.load_state_dict(layer.state_dict())
+    images = torch.rand(2, 4, 84, 84, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = layer(images), plain(images)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7)
+
+
+def test_flattened_pixels() -> None:
+    images = torch.arange(12.0).view(1, 2, 2, 3)
+    wanted = torch.tensor([[0.0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]])
+    assert torch.equal(FlattenPixels()(images), wanted)
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(FlattenPixels()(last), wanted) and FlattenPixels()(last).data_ptr() == last.data_ptr()
 
 
 def test_space_to_depth_needs_a_kernel_of_whole_strides() -> None:
@@ -120,7 +159,7 @@ def test_the_impala_cnn_against_its_paper_by_hand() -> None:
         x = functional.max_pool2d(convolved(x), 3, 2, padding=1)
         for _ in range(2):
             x = x + convolved(relu(convolved(relu(x))))
-    x = relu(functional.linear(relu(x).flatten(1), next(weights), next(weights)))
+    x = relu(functional.linear(relu(x).permute(0, 2, 3, 1).flatten(1), next(weights), next(weights)))
     torch.testing.assert_close(network(images), functional.linear(x, next(weights), next(weights)))
 
 

@@ -206,6 +206,9 @@ def test_two_networks_or_one_that_gives_both(space: gymnasium.Space) -> None:
         torch.testing.assert_close(values, policy.value(observations))
         torch.testing.assert_close(distribution.mode(), policy.policy(observations).mode())
         assert torch.equal(policy.act(observations, noise)[0], policy.policy(observations).sample(noise))
+        actions, sent, log_probs, seen_values = policy.act_and_evaluate(observations, noise)
+        torch.testing.assert_close((actions, sent), policy.act(observations, noise))
+        torch.testing.assert_close((log_probs, seen_values), (distribution.log_prob(actions), values))
 
 
 def test_each_parameter_belongs_to_one_slice() -> None:

@@ -25,6 +25,8 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import make_directory, write_whole
 from ppo_mpi_base.layers import build, describe
 from ppo_mpi_base.networks import (
+    ChannelsLast,
+    FlattenPixels,
     Residual,
     Scaled,
     SharedTrunk,
@@ -311,6 +313,7 @@ NETWORKS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.LayerNorm(3, bias=False), (3,)),
     (shared_nature_cnn(2, 3), (2, 84, 84)),
     (shared_impala_cnn(1, 2), (1, 84, 84)),
+    (nn.Sequential(ChannelsLast(), FlattenPixels()), (2, 3, 4)),
     (SpaceToDepthConv2d(2, 3, (4, 6), (2, 3), bias=False), (2, 8, 9)),
     (SharedTrunk(nn.Sequential(nn.Linear(3, 4)), Residual(nn.Linear(4, 4)), nn.Identity()), (3,)),
     (nn.Sequential(OrderedDict(hidden=nn.Linear(3, 4), act=nn.Tanh(), out=nn.Linear(4, 2))), (3,)),
