@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.compiler import is_compiling, is_exporting
 from torch.nn import functional
 
 
@@ -96,8 +95,10 @@ class SpaceToDepthConv2d(nn.Conv2d):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x, word = x.contiguous(), 8 // x.element_size()
         (batch, channels, height, width), (down, right) = x.shape, self.stride
-        divisible = right % word == 0 and x.storage_offset() % word == 0
-        if not divisible or x.requires_grad or is_tracing() or is_exporting():
+        # What is compiled cannot ask where its memory begins.
+        divisible = right % word == 0 and (is_compiling() or x.storage_offset() % word == 0)
+        exported = torch.jit.is_tracing() or is_exporting()  # type: ignore[attr-defined, no-untyped-call]
+        if exported or x.requires_grad or not divisible:
             return self._folded(x)
         rows = x.view(torch.int64).reshape(batch, channels, height // down, down, width // right, right // word)
         blocks = rows.permute(0, 2, 4, 1, 3, 5).contiguous().view(x.dtype)

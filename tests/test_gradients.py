@@ -19,7 +19,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import Gradients, Objective, checked_statistics
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.networks import Scaled, SharedTrunk, SpaceToDepthConv2d, mlp
+from ppo_mpi_base.networks import FlattenPixels, Scaled, SharedTrunk, SpaceToDepthConv2d, mlp
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
 from ppo_mpi_base.ppo import ppo_losses
 from ppo_mpi_base.rollout import Batch
@@ -108,14 +108,16 @@ def test_idle_losses_are_reported_but_train_nothing() -> None:
 
 
 @needs_a_compiler
-def test_compiled_equals_eager_in_bfloat16() -> None:
+@pytest.mark.parametrize("stride", [2, 4])
+def test_compiled_equals_eager_in_bfloat16(stride: int) -> None:
     """A rollout's log-probabilities come from the eager networks: the ratio is 1 for the compiled losses too."""
     images, told, found = Box(0, 255, (1, 8, 8), np.uint8), [], []
     (batch,) = batches_of(images, Discrete(3), 1)
     for compiler in (Eager(), Compiler(told.append)):
         torch.manual_seed(0)
-        trunk = nn.Sequential(Scaled(1 / 255), SpaceToDepthConv2d(1, 4, 4, stride=2), nn.ReLU(), nn.Flatten())
-        network = SharedTrunk(trunk, nn.Linear(36, 3), nn.Linear(36, 1))
+        trunk = nn.Sequential(Scaled(1 / 255), SpaceToDepthConv2d(1, 4, 2 * stride, stride), nn.ReLU(), FlattenPixels())
+        features = 4 * (8 // stride - 1) ** 2
+        network = SharedTrunk(trunk, nn.Linear(features, 3), nn.Linear(features, 1))
         actor_critic = ActorCritic(network, None, images, Discrete(3), precision="bfloat16")
         objective = Objective(actor_critic, ppo_losses, [])
         flat = FlatParameters(actor_critic.parameter_slices(), STATISTICS)
