@@ -83,6 +83,7 @@ ALL = {
     "sbx_8": Contestant("SBX, 8 environments", "stable_baselines sbx", peer="sbx"),
     "sample_factory": Contestant("Sample Factory, 16 environments", "factory", peer="sample_factory"),
     "pong": Contestant("ours, Pong, 8 games, 2 ranks", "atari", ranks=2),
+    "pong_bfloat16": Contestant("ours, Pong, 8 games, 2 ranks, bfloat16", "atari --precision bfloat16", ranks=2),
     "pong_sb3": Contestant("Stable-Baselines3, Pong, 8 games", "atari_stable_baselines", peer="stable_baselines3"),
 }
 
@@ -107,7 +108,8 @@ TARGETS = [
     Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
     Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
     Target("  two processes / one, environments alone", "environments", "environments_1"),
-    Target("Pong: ours / Stable-Baselines3", "pong", "pong_sb3", 5),
+    Target("Pong: ours in bfloat16 / Stable-Baselines3", "pong_bfloat16", "pong_sb3", 5),
+    Target("  Pong: ours in float32 / Stable-Baselines3", "pong", "pong_sb3"),
 ]
 MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
 
@@ -253,6 +255,7 @@ def write(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, 
         writer.writerows(rows)
     facts = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "instructions": _instructions(),
         "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy", "mpi4py")},
         "peers": PEERS,
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
@@ -260,6 +263,16 @@ def write(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, 
     }
     (RESULTS / "speed.json").write_text(json.dumps(facts, indent=1) + "\n")
     draw(measured, median, rows)
+
+
+def _instructions() -> str:
+    """Return which instructions torch uses here, as "AVX512" and whether there are some for bfloat16."""
+    import torch
+
+    from ppo_mpi_base.policies import lacks_bfloat16
+
+    slow = lacks_bfloat16(torch.device("cpu"))
+    return f"{torch.backends.cpu.get_cpu_capability()}, {'no bfloat16' if slow else 'bfloat16'}"
 
 
 def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
