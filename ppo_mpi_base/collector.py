@@ -54,14 +54,15 @@ class Collector:
         """Fill the storage: the inner loop of all training. Collective: call on all ranks."""
         storage, environments, act, seconds = self.storage, self.environments, self.act, self.reports.seconds
         noise = storage.noise(self.config.seed, self.first_global_index, iteration).to(self.device)
-        observations = torch.as_tensor(storage.observations)
+        # Their rows at once: to look up one takes as long as a tenth of the policy's forward pass.
+        rows = zip(*(x.unbind() for x in (torch.as_tensor(storage.observations[:-1]), noise, storage.actions)), strict=True)
         episodes = []
         storage.begin()
         clock = time.perf_counter
-        for t in range(storage.length):
+        for t, (seen, noise_of_step, chosen) in enumerate(rows):
             started = clock()
-            actions, sent, *evaluated = act(observations[t].to(self.device), noise[t])
-            storage.actions[t] = actions
+            actions, sent, *evaluated = act(seen.to(self.device), noise_of_step)
+            chosen.copy_(actions)
             if evaluated:
                 storage.log_probs[t], storage.values[t] = evaluated
             decided = clock()
