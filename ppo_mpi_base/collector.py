@@ -54,8 +54,9 @@ class Collector:
         """Fill the storage: the inner loop of all training. Collective: call on all ranks."""
         storage, environments, act, seconds = self.storage, self.environments, self.act, self.reports.seconds
         noise = storage.noise(self.config.seed, self.first_global_index, iteration).to(self.device)
-        # Their rows at once: to look up one takes as long as a tenth of the policy's forward pass.
-        rows = zip(*(x.unbind() for x in (torch.as_tensor(storage.observations[:-1]), noise, storage.actions)), strict=True)
+        columns = torch.as_tensor(storage.observations[:-1]), noise, storage.actions
+        # All rows at once: to look up one takes as long as a tenth of the policy's forward pass.
+        rows = zip(*(column.unbind() for column in columns), strict=True)
         episodes = []
         storage.begin()
         clock = time.perf_counter
