@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor
 
 from ppo_mpi_base.config import Config
 
 NUMBERS = itertools.count()
-WORTHWHILE_MINIBATCHES = 20_000
+WORTHWHILE_MINIBATCHES, WORTHWHILE_MINIBATCHES_OF_IMAGES = 20_000, 1_500
 """Of a rank; `benchmarks/compiling.py` measures from how many on compiling pays, also with an empty cache."""
 
 InPlace = Callable[..., None]
@@ -60,9 +61,12 @@ class Compiler(Eager):
             compiled.check_again()
 
 
-def choose_compiler(config: Config, device: torch.device, ranks: int, tell: Callable[[str], None]) -> Eager:
+def choose_compiler(
+    config: Config, observations: gymnasium.Space, device: torch.device, ranks: int, tell: Callable[[str], None]
+) -> Eager:
     """Return what compiles or what does not, as `config.compile` asks for; `tell` gets a line where that cannot be."""
-    if config.compile is False or (config.compile == "auto" and not _worth_compiling(config, ranks)):
+    worthwhile = WORTHWHILE_MINIBATCHES_OF_IMAGES if len(observations.shape or ()) == 3 else WORTHWHILE_MINIBATCHES
+    if config.compile is False or (config.compile == "auto" and _minibatches(config, ranks) <= worthwhile):
         return Eager()
     if device.type == "cpu" and _cpp_compiler() is None:
         tell("compile: no C++ compiler (g++ or clang++) was found, so training runs uncompiled, several times slower")
@@ -70,12 +74,12 @@ def choose_compiler(config: Config, device: torch.device, ranks: int, tell: Call
     return Compiler(tell)
 
 
-def _worth_compiling(config: Config, ranks: int) -> bool:
-    """Say whether compiling, some 10 seconds, will be made up for by faster minibatches, some 0.5 ms each."""
+def _minibatches(config: Config, ranks: int) -> float:
+    """Return how many minibatches each rank has before it, about: what compiling is to make faster."""
     samples = config.rollout_length_per_worker * config.environments_per_rank
     iterations = config.total_steps / (samples * ranks)
     epochs = max(config.train_pi_epochs, config.train_v_epochs)
-    return iterations * epochs * samples / config.minibatch_size > WORTHWHILE_MINIBATCHES
+    return iterations * epochs * samples / config.minibatch_size
 
 
 class _Compiled:

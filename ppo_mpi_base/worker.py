@@ -101,11 +101,11 @@ class Worker:
         self.reports = together(ranks, lambda: Reports(config, ranks))
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
-        compiler = choose_compiler(config, self.device, ranks.size, self.reports.tell)
+        spaces = self.environments.observation_space, self.environments.action_space
+        compiler = choose_compiler(config, spaces[0], self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
 
-        spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
         self.collector = Collector(
             config,

@@ -355,10 +355,10 @@ def test_a_loss_function_that_cannot_be_used_is_told_before_anything_is_learned(
         checked_statistics(objective, batch, coefficients(), config)
 
 
-def chosen(**keywords: Any) -> tuple[Eager, list[str]]:
+def chosen(observations: gymnasium.Space = BOX, **keywords: Any) -> tuple[Eager, list[str]]:
     told: list[str] = []
     given: dict[str, Any] = {"total_steps": 1000, "env_fn": mlp, "network_fn": mlp, **keywords}
-    return choose_compiler(Config(**given), torch.device("cpu"), 1, told.append), told
+    return choose_compiler(Config(**given), observations, torch.device("cpu"), 1, told.append), told
 
 
 LONG = {"total_steps": 1e7, "train_batch_size": 64}  # 20,000 iterations of 40 x 8 minibatches
@@ -375,6 +375,9 @@ def test_compiling_is_left_to_those_who_train_long_enough() -> None:
     ):
         compiler, told = chosen(**keywords)
         assert type(compiler) is kind and told == []
+    few = {"total_steps": 1e4, "train_batch_size": 64}
+    kinds = [type(chosen(observations, **few)[0]) for observations in (BOX, Box(0, 255, (4, 84, 84), np.uint8))]
+    assert kinds == [Eager, Compiler], "a minibatch of images takes many times as long"
 
 
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

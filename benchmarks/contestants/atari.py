@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from typing import Any
 
 from benchmarks.contestants.ours import Stopwatch
 from ppo_mpi_base import presets
@@ -13,6 +14,24 @@ from ppo_mpi_base.atari import atari_env, atari_vector_env
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import shared_nature_cnn
 from ppo_mpi_base.ppo import PPO
+
+
+def keywords(directory: str, compiled: bool, precision: str = "float32") -> dict[str, Any]:
+    """Return the keywords of `PPO()`."""
+    return {
+        **presets.atari(world().size),
+        "total_steps": 10**9,
+        "env_fn": atari_env,
+        "make_vec_env_fn": atari_vector_env,
+        "env_kwargs": {"env_id": "ALE/Pong-v5"},
+        "network_fn": shared_nature_cnn,
+        "precision": precision,
+        "compile": compiled,
+        "log_directory": directory,
+        "save_location": None,
+        "quiet": True,
+    }
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -22,20 +41,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     stopwatch = Stopwatch(arguments.seconds)
     with tempfile.TemporaryDirectory() as directory:
-        PPO(
-            **presets.atari(world().size),
-            total_steps=10**9,
-            env_fn=atari_env,
-            make_vec_env_fn=atari_vector_env,
-            env_kwargs={"env_id": "ALE/Pong-v5"},
-            network_fn=shared_nature_cnn,
-            precision=arguments.precision,
-            compile=not arguments.eager,
-            log_directory=directory,
-            save_location=None,
-            quiet=True,
-            hooks=[stopwatch],
-        )
+        PPO(**keywords(directory, not arguments.eager, arguments.precision), hooks=[stopwatch])
     if world().is_root:
         figures = {
             "steps_per_second": stopwatch.steps_per_second,
