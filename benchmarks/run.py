@@ -290,7 +290,7 @@ def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, s
         speeds = [figures["steps_per_second"] for figures in measured[name] if figures]
         bars.plot(speeds, [place] * len(speeds), "k.", markersize=3)
     bars.set_yticks(range(len(order)), [ALL[name].label for name in order])
-    bars.set_xlabel("steps/s, HalfCheetah, two cores")
+    bars.set_xlabel("steps/s on two cores; of HalfCheetah where it does not say Pong")
     bars.spines[["top", "right"]].set_visible(False)
     text.axis("off")
     if rows:
