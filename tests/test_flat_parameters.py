@@ -180,3 +180,22 @@ def test_a_scaled_step_is_the_step_of_a_scaled_gradient() -> None:
             adam.step({"policy": 1e-2, "value": 1e-3}, scales)
         moved.append(flat.data)
     torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-14)
+
+
+def test_the_moments_of_dead_units_become_0_before_they_become_slow() -> None:
+    """Numbers below 1.2e-38 take processors a hundred times as long; 0.9 to the power of 900 is one."""
+    units, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(units.state_dict())
+    flat = FlatParameters({"policy": list(units.parameters())}, 0)
+    adam, theirs = Adam(flat), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for k in range(1500):
+        flat.message.copy_(torch.linspace(-1, 1, 8))
+        if k > 10:
+            flat.message[:6] = 0.0
+        for parameter, own in zip(twin.parameters(), units.parameters(), strict=True):
+            parameter.grad = own.grad.clone()  # type: ignore[union-attr]
+        adam.step({"policy": 1e-2})
+        theirs.step()
+        assert not ((adam.first_moment != 0) & (adam.first_moment.abs() < torch.finfo(torch.float32).tiny)).any()
+    assert not adam.first_moment[:6].any() and adam.first_moment[6:].all() and adam.second_moment.all()
+    torch.testing.assert_close(flat.data, torch.cat([p.detach().flatten() for p in twin.parameters()]))
