@@ -58,8 +58,15 @@ def check_rates_and_coefficients(worker: Worker) -> None:
             )
 
 
-def check_row(row: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` where a hook has put into the row of the logs what is no number with a name."""
+def check_row(worker: Worker, row: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` where a hook has put into the row of the logs what is no number with a name.
+
+    Or has changed the two numbers by which plots and resumed runs find the row.
+    """
+    for name, value in (("total_steps", worker.total_steps), ("iteration", worker.iteration)):
+        if row.get(name) != value:
+            found = row.get(name, "missing")
+            raise ConfigurationError(f"on_iteration: statistics[{name!r}] must stay {value}, not {found}")
     for name, value in row.items():
         if not isinstance(name, str):
             raise ConfigurationError(f"on_iteration: statistics[{name!r}]: the name must be a str")

@@ -294,7 +294,7 @@ class Worker:
             hook.on_iteration(self, row)
         health.check_rates_and_coefficients(self)
         health.check_attached(self)
-        health.check_row(row)
+        health.check_row(self, row)
         self.reports.write(row)
         to_save = self._agree_on_the_end()
         if config.save_location is not None and self.ranks.is_root and (self.over or self.iteration % SAVE_EVERY == 0):

@@ -499,6 +499,7 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
         ("learning_rates", ("value", math.nan), "=nan"),
         ("row", ("sum", torch.ones(2)), r"on_iteration: statistics\['sum'\]=tensor.* must be one number"),
         ("row", ("sum", "many"), r"statistics\['sum'\]='many' must be one number"),
+        ("row", ("total_steps", 1), r"statistics\['total_steps'\] must stay \d+, not 1"),
         ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a tensor"),
     ],
 )
