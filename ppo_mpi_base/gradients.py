@@ -115,7 +115,7 @@ class Gradients:
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
         self._weights = _cast_weights(objective.actor_critic)
-        self._cast = {name: weight.to(torch.bfloat16) for name, weight in self._weights.items()}
+        self._cast = {name: weight.detach().to(torch.bfloat16) for name, weight in self._weights.items()}
         self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
         self._acted: tuple[Tensor, ...] | None = None
 
