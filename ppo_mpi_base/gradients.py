@@ -15,7 +15,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.networks import SpaceToDepthConv2d
+from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
 
@@ -195,10 +195,13 @@ def _cast_weights(actor_critic: ActorCritic) -> dict[str, Tensor]:
     """Return the weights that autocast would cast anew in each step of a rollout, by their names in `_Acting`."""
     if actor_critic.precision != "bfloat16":
         return {}
+    module = _Acting(actor_critic)
+    heads = [head for part in module.modules() if isinstance(part, SharedTrunk) for head in (part.policy, part.value)]
+    not_cast = {layer for head in heads for layer in head.modules()}
     return {
         f"{layer_name}.{name}": weight
-        for layer_name, layer in _Acting(actor_critic).named_modules()
-        if type(layer) in CAST_LAYERS
+        for layer_name, layer in module.named_modules()
+        if type(layer) in CAST_LAYERS and layer not in not_cast
         for name, weight in layer.named_parameters(recurse=False)
     }
 

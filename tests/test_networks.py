@@ -118,6 +118,18 @@ def test_space_to_depth_rounds_as_autocast_does() -> None:
     torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7)
 
 
+def test_output_layers_of_a_shared_network_compute_in_float32() -> None:
+    torch.manual_seed(0)
+    network = SharedTrunk(nn.Linear(5, 64), nn.Linear(64, 3), nn.Linear(64, 1))
+    seen = torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy, value = network(seen)
+        features = network.trunk(seen)
+    assert features.dtype == torch.bfloat16 and policy.dtype == value.dtype == torch.float32
+    torch.testing.assert_close((policy, value), (network.policy(features.float()), network.value(features.float())))
+    assert not torch.equal(policy, policy.bfloat16().float())
+
+
 def test_flattened_pixels() -> None:
     images = torch.arange(12.0).view(1, 2, 2, 3)
     wanted = torch.tensor([[0.0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]])
