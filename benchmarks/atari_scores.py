@@ -26,7 +26,7 @@ class Game:
     rate: float = 2.5e-4
 
 
-# Pong's score is near the highest possible; in so few steps the paper's rate reaches 19. The others are the paper's.
+# Pong's score is near the highest possible, the others are the paper's.
 GAMES = {
     "Pong": Game(3_000_000, 3, 20.0, rate=5e-4),
     "Breakout": Game(10_000_000, 1, 274.8),

@@ -11,10 +11,10 @@ PLACE = re.compile(r"<!-- (\S+/scores\.csv) -->")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pictures of the learning curves to the files of the site, as learning.png, mujoco.png and atari.png."""
+    """Add the pictures of the learning curves to the files of the site, learning.png and mujoco.png."""
     from mkdocs.structure.files import File  # here, so that the table can be tested without mkdocs
 
-    for kind in ("learning", "mujoco", "atari"):
+    for kind in ("learning", "mujoco"):
         files.append(File.generated(config, f"{kind}.png", abs_src_path=str(RESULTS / kind / "curves.png")))
     return files
 
