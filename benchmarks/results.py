@@ -36,13 +36,17 @@ UNFINISHED = ROOT / "runs" / "unfinished"
 
 @dataclass(frozen=True)
 class Study:
-    """Tasks trained for equally many steps, with the scores that others published for as many; None: not published."""
+    """Tasks trained for equally many steps, with the scores that others published for as many; None: not published.
+
+    `flags` are those of `ppo-mpi train`, for what is not as in `presets.mujoco`.
+    """
 
     directory: Path
     steps: int
     seeds: int
     sources: tuple[str, ...]
     published: dict[str, tuple[float | None, ...]]
+    flags: tuple[str, ...] = ()
 
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
@@ -81,7 +85,7 @@ STUDIES = {
 
 def train(study: Study, task: str, seed: int) -> None:
     """Train a task by `ppo-mpi train`, whose setting is `presets.mujoco`, on one rank, and keep what it logged."""
-    arguments = [task, "--seed", str(seed), "--total-steps", str(study.steps), "--quiet"]
+    arguments = [task, "--seed", str(seed), "--total-steps", str(study.steps), "--quiet", *study.flags]
     train_and_keep(study.place(task, seed), arguments, OMP_NUM_THREADS="1")
 
 
@@ -157,22 +161,26 @@ def main() -> None:
     study = STUDIES[arguments.study]
     tasks = [task for task in study.published if task in (arguments.only or study.published)]
     seeds = range(arguments.seeds or study.seeds)
-    runs = [(task, seed) for seed in seeds for task in tasks if not study.place(task, seed).exists()]
-    train_all(study, runs, arguments.jobs)
+    train_all([(study, task, seed) for seed in seeds for task in tasks], arguments.jobs)
     tabulate(study)
 
 
-def train_all(study: Study, runs: Sequence[tuple[str, int]], jobs: int) -> None:
-    """Train tasks by seeds, several at a time, and show what they reach and how long the rest takes."""
+def train_all(runs: Sequence[tuple[Study, str, int]], jobs: int) -> None:
+    """Train tasks by seeds, several at a time, and show what they reach and how long the rest takes.
+
+    Runs that are there already are not repeated.
+    """
+    runs = [(study, task, seed) for study, task, seed in runs if not study.place(task, seed).exists()]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(jobs) as pool:
         bar, lock = progress.add_task("runs", total=len(runs)), threading.Lock()
 
-        def one(task: str, seed: int) -> None:
+        def one(study: Study, task: str, seed: int) -> None:
             train(study, task, seed)
             with lock:
                 if (run := read_run(study.place(task, seed))) is not None:
-                    progress.console.print(f"{task} seed {seed}: {run.score:.1f} in {run.seconds[-1]:.0f} s")
+                    what = f"{study.directory.name}: {task} seed {seed}"
+                    progress.console.print(f"{what}: {run.score:.1f} in {run.seconds[-1]:.0f} s")
                 progress.advance(bar)
 
         started = [pool.submit(one, *run) for run in runs]

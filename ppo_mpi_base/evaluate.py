@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,34 +164,59 @@ def evaluate(
     policy = checked_together(ranks, lambda: _checked(policy, arguments))
     episodes, seed = int(episodes), int(seed)
 
-    def play(numbers: Iterable[int]) -> Generator[Episode | None, None, None]:
-        for k in numbers:
-            noise = None if deterministic else generator(seed, EVALUATION, k, 1)
-            of_environment = _seed_all(seed, k)
-            environments = Environments(
-                [_WholeGames(_environment(policy, env_fn, env_kwargs or {}, state_processing_hook))],
-                seed=of_environment,
-                first_global_index=k,
-                max_ep_len=max_ep_len,
-                state_processing_hook=state_processing_hook,
-                obs_space_override=policy.observation_space,
-            )
-            with closing(environments):
-                yield from _episode(policy, environments, k, noise)
+    build = partial(_environment, policy, env_fn, env_kwargs or {}, state_processing_hook)
+    numbers = range(ranks.rank, episodes, ranks.size)
+    playing = _play(policy, build, numbers, seed, deterministic, max_ep_len, state_processing_hook)
+    own = _play_together(policy, playing, episodes, ranks, progress)
+    of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
+    ordered = [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
+    returns, lengths = zip(*ordered, strict=True)
+    return Evaluation(returns, lengths, deterministic, seed)
 
+
+def _play(
+    policy: ActorCritic,
+    build: Callable[[], gymnasium.Env],
+    numbers: Iterable[int],
+    seed: int,
+    deterministic: bool,
+    max_ep_len: int | None,
+    state_processing_hook: Callable[[Any], Any] | None,
+) -> Generator[Episode | None, None, None]:
+    """Play the episodes of these numbers, each in an environment of its own; yield after each step, see `_episode`."""
+    for k in numbers:
+        noise = None if deterministic else generator(seed, EVALUATION, k, 1)
+        of_environment = _seed_all(seed, k)
+        environments = Environments(
+            [_WholeGames(build())],
+            seed=of_environment,
+            first_global_index=k,
+            max_ep_len=max_ep_len,
+            state_processing_hook=state_processing_hook,
+            obs_space_override=policy.observation_space,
+        )
+        with closing(environments):
+            yield from _episode(policy, environments, k, noise)
+
+
+def _play_together(
+    policy: ActorCritic,
+    playing: Generator[Episode | None, None, None],
+    episodes: int,
+    ranks: Communicator,
+    progress: Callable[[int], None] | None,
+) -> list[Episode]:
+    """Return this rank's episodes, once those of all ranks are over. Collective: call on all ranks."""
     own: list[Episode] = []
     over = np.zeros(1, np.int64)
-    with _undisturbed(policy), closing(play(range(ranks.rank, episodes, ranks.size))) as playing:
+    with _undisturbed(policy), closing(playing):
         while over[0] < episodes:
             checked_together(ranks, lambda: own.extend(_next(playing)))
             over[0] = len(own)
             ranks.sum_(over)
             if progress is not None:
                 progress(int(over[0]))
-    of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
-    ordered = [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
-    returns, lengths = zip(*ordered, strict=True)
-    return Evaluation(returns, lengths, deterministic, seed)
+    return own
 
 
 def check_environments(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -51,8 +52,11 @@ class Reports:
     def open(self, resume_from_steps: int | None) -> None:
         """Begin the logs, or continue those of the steps so far, on rank 0."""
         if self.ranks.is_root:
-            config = self._config
-            self.logger = Logger(config.log_directory, config.total_steps, config.quiet, resume_from_steps)
+            config, done = self._config, resume_from_steps or 0
+            # Iterations are whole, so the last one may go past total_steps.
+            iteration = config.rollout_length_per_worker * config.environments_per_rank * self.ranks.size
+            end = done + iteration * math.ceil(max(0, config.total_steps - done) / iteration)
+            self.logger = Logger(config.log_directory, end, config.quiet, resume_from_steps)
             for text in self._early:
                 self.logger.message(text)
         self.steps_at_row = resume_from_steps or 0

@@ -126,8 +126,9 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     decay = (gamma * lam) * (~rollout.done).to(values.dtype)
     advantages = torch.empty_like(values)
     following = torch.zeros_like(values[0])
-    for t in reversed(range(len(values))):
-        following = torch.addcmul(deltas[t], decay[t], following, out=advantages[t])
+    rows = zip(deltas.unbind(), decay.unbind(), advantages.unbind(), strict=True)  # each is looked up but once
+    for delta, weight, advantage in reversed(list(rows)):
+        following = torch.addcmul(delta, weight, following, out=advantage)
     return advantages, advantages + values
 
 

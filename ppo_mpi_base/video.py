@@ -84,14 +84,7 @@ def record_video(
     )
     environment = _build(env_fn, env_kwargs or {})
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            video = _Video(Path(scratch) / path.name, float(environment.metadata.get("render_fps") or DEFAULT_RATE))
-            try:
-                returns = _play(environment, policy, video, episodes, seed, max_steps)
-            finally:
-                video.close()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, video.path.read_bytes())
+        video, returns = _film(environment, policy, path, episodes, seed, max_steps)
     except OSError as error:
         raise ConfigurationError(f"output={str(output)!r} cannot be written ({error})") from error
     finally:
@@ -99,6 +92,26 @@ def record_video(
     earned = ", ".join(f"{value:.6g}" for value in returns)
     print(f"{path}: {video.frames} frames at {video.rate:.4g} per second; return {earned}", flush=True)
     return path
+
+
+def _film(
+    environment: gymnasium.Env,
+    policy: Callable[[np.ndarray], np.ndarray],
+    path: Path,
+    episodes: int,
+    seed: int,
+    max_steps: int | None,
+) -> tuple[_Video, list[float]]:
+    """Write a film of episodes to `path`, whole or not at all; return it, closed, and what each episode earned."""
+    with tempfile.TemporaryDirectory() as scratch:
+        video = _Video(Path(scratch) / path.name, float(environment.metadata.get("render_fps") or DEFAULT_RATE))
+        try:
+            returns = _play(environment, policy, video, episodes, seed, max_steps)
+        finally:
+            video.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, video.path.read_bytes())
+    return video, returns
 
 
 def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) -> gymnasium.Env:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import tyro
 
-from benchmarks import cost_model, run
+from benchmarks import changes, cost_model, run
 from benchmarks.contestants import factory
+from ppo_mpi_base import settings
 
 
 def test_sample_factory_is_measured_after_its_warm_up() -> None:
@@ -73,3 +75,10 @@ def test_the_model_adds_up_an_iteration() -> None:
 def test_an_allreduce_costs_two_latencies_a_doubling_and_two_messages() -> None:
     assert cost_model.allreduce(2, 1000, latency=3, bandwidth=100) == pytest.approx(2 * 3 + 10)
     assert cost_model.allreduce(1024, 1000, latency=3, bandwidth=100) == pytest.approx(60 + 2 * 1023 / 1024 * 10)
+
+
+@pytest.mark.parametrize("change", changes.CHANGES)
+def test_a_change_is_one_of_the_preset(change: str) -> None:
+    preset = settings.for_run("HalfCheetah-v4", 1)
+    chosen = tyro.cli(settings.flags(preset), args=["HalfCheetah-v4", *changes.study(change).flags])
+    assert any(getattr(chosen, name) != value for name, value in preset.items())

@@ -56,6 +56,15 @@ def test_a_wrong_value_leaves_a_former_runs_file_alone(trained: Path) -> None:
     assert file.read_text() == before and not (trained / "seed0" / "run.1.toml").exists()
 
 
+def test_progress_ends_with_the_last_whole_iteration(tmp_path: Path, capsys: Any) -> None:
+    for total_steps, end in (("1000", "1,024"), ("1100", "1,536")):  # iterations of 512 steps
+        cli.main(
+            ["train", "CartPole-v1", "--resume", "auto", "--total-steps", total_steps, "--directory", str(tmp_path)]
+        )
+        shown = capsys.readouterr().out
+        assert f"{end}/{end} steps 100%" in shown
+
+
 def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
     run_directory = trained / "seed0"
     cli.main(["evaluate", str(run_directory), "--episodes", "3", "--which", "latest"])
