@@ -18,7 +18,11 @@ from ppo_mpi_base.runs import Run, read_run
 TASKS = ("HalfCheetah-v4", "Ant-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = 5
 CHANGES = {
-    "lam_0.9": "--lam 0.9",
+    "lambda_0.9": "--lam 0.9",
+    "rates_2e-3": "--pi-lr 2e-3 --vf-lr 2e-3",
+    "updates_of_128": "--train-batch-size 128",
+    "epochs_8": "--train-pi-epochs 8 --train-v-epochs 8",
+    "log_std_-1": "--initial-log-std -1",
 }
 BASE = STUDIES["1M"]
 DIRECTORY = RESULTS / "changes"
