@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+PICTURES = {
+    "learning.png": "learning/curves.png",
+    "mujoco.png": "mujoco/curves.png",
+    "against_stable_baselines_by_steps.png": "against_stable_baselines/by_steps.png",
+    "against_stable_baselines_by_time.png": "against_stable_baselines/by_time.png",
+}
 PLACE = re.compile(r"<!-- (\S+/scores\.csv) -->")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pictures of the learning curves to the files of the site, learning.png and mujoco.png."""
+    """Add the pictures of the learning curves to the files of the site, under their names in `PICTURES`."""
     from mkdocs.structure.files import File  # here, so that the table can be tested without mkdocs
 
-    for kind in ("learning", "mujoco"):
-        files.append(File.generated(config, f"{kind}.png", abs_src_path=str(RESULTS / kind / "curves.png")))
+    for name, path in PICTURES.items():
+        files.append(File.generated(config, name, abs_src_path=str(RESULTS / path)))
     return files
 
 
