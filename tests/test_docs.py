@@ -109,13 +109,19 @@ def test_the_tables_of_readme_are_those_of_the_results() -> None:
             mean, std = rounded(row["mean"]), rounded(row["std"])
             line = f"| {row['task']} | {mean} | {std} | {row['seeds']} | {row['P']} | {row['SU']} | {row['CR']} |"
             assert line in readme
+    with (ROOT / "results" / "against_stable_baselines" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        cells = (f"{r['mean_return']} ± {r['std']} | {r['median_seconds']} s" for r in (ours, theirs))
+        assert f"| {ours['task']} | {' | '.join(cells)} |" in readme
 
 
 def test_the_page_of_results_gets_every_score() -> None:
     hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
     page = hook["on_page_markdown"]((DOCS / "results.md").read_text(encoding="utf-8"))
-    for kind in ("learning", "mujoco"):
-        scores = (ROOT / "results" / kind / "scores.csv").read_text(encoding="utf-8").split("\n")[1:-1]
-        assert scores
-        for row in scores:
-            assert f"| {row.replace(',', ' | ')} |" in page
+    for kind in ("learning", "mujoco", "against_stable_baselines"):
+        with (ROOT / "results" / kind / "scores.csv").open(encoding="utf-8", newline="") as file:
+            _, *rows = csv.reader(file)
+        assert rows
+        for row in rows:
+            assert f"| {' | '.join(row)} |" in page
