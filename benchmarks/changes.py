@@ -6,11 +6,10 @@ can be stopped and started again. Runs stay in `results/changes/`, with the tabl
 """
 
 import argparse
-import csv
 
 import numpy as np
 
-from benchmarks.results import RESULTS, STUDIES, Study, train_all
+from benchmarks.results import RESULTS, STUDIES, Study, train_all, write
 from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.comparison import Estimate, compare
 from ppo_mpi_base.runs import Run, read_run
@@ -62,10 +61,7 @@ def tabulate() -> None:
     header = ["change", "flags", "task", "seeds", "mean", "std", "preset", "difference", "low", "high"]
     table = [row(change, task) for change in CHANGES for task in TASKS if runs(study(change), task)]
     table.insert(0, [*header, "median_seconds", "probability_of_improvement"])
-    with (DIRECTORY / "scores.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
-    for line in table:
-        print("  ".join(line))
+    write(DIRECTORY / "scores.csv", table)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean, samp
 from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.run_file import NONE
-from ppo_mpi_base.runs import read_run
+from ppo_mpi_base.runs import read_columns, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -38,7 +38,8 @@ UNFINISHED = ROOT / "runs" / "unfinished"
 class Study:
     """Tasks trained for equally many steps, with the scores that others published for as many; None: not published.
 
-    `flags` are those of `ppo-mpi train`, for what is not as in `presets.mujoco`.
+    `flags` are those of `ppo-mpi train`, for what is not as in `presets.mujoco`. `published` are returns of training
+    episodes, by `sources`, and `tested` those of `TESTERS`, who play test episodes.
     """
 
     directory: Path
@@ -47,6 +48,7 @@ class Study:
     sources: tuple[str, ...]
     published: dict[str, tuple[float | None, ...]]
     flags: tuple[str, ...] = ()
+    tested: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
@@ -55,6 +57,8 @@ class Study:
 
 # Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
 # Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
+# Highest mean returns of test episodes: T, Tianshou (v3, 10 seeds); X, XuanCe (v4).
+TESTERS = ("T", "X")
 STUDIES = {
     "1M": Study(
         RESULTS / "mujoco",
@@ -71,6 +75,18 @@ STUDIES = {
             "Reacher-v4": (-7, None, None),
             "InvertedPendulum-v4": (1000, None, 963),
             "InvertedDoublePendulum-v4": (8000, None, None),
+        },
+        ("--evaluate-every", "100000"),
+        {
+            "HalfCheetah-v4": (5784, 4628),
+            "Hopper-v4": (2609, 3450),
+            "Walker2d-v4": (3589, 4319),
+            "Ant-v4": (3258, 2811),
+            "Swimmer-v4": (67, 109),
+            "Humanoid-v4": (787, 706),
+            "Reacher-v4": (-4.1, -8.1),
+            "InvertedPendulum-v4": (1000, 1000),
+            "InvertedDoublePendulum-v4": (9231, 9359),
         },
     ),
     "10M": Study(
@@ -142,12 +158,38 @@ def tabulate(study: Study) -> None:
     write_and_draw(study.directory, [[*header, *study.sources, "at_or_above"], *rows])
 
 
-def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
-    """Write the table of a directory of runs as scores.csv, print it, and draw the runs' curves beside it."""
-    with (directory / "scores.csv").open("w", newline="") as file:
+def tabulate_tests(study: Study) -> None:
+    """Write the table of the runs' test episodes: the highest mean over seeds at one time, and the last."""
+    header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "at_or_above"]
+    rows = []
+    for task, published in study.tested.items():
+        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))
+        tests = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
+        tests = [test[:, np.isfinite(test[1])] for test in tests]
+        if not tests or not all(test.size for test in tests):
+            continue
+        steps, returns = tests[0][0], np.array([test[1] for test in tests])
+        best = int(returns.mean(0).argmax())
+        highest = returns[:, best]
+        means = [f"{x:.1f}" for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
+        above = ", ".join(name for name, x in zip(TESTERS, published, strict=True) if highest.mean() >= x)
+        known = (f"{score:g}" for score in published)
+        rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, above])
+    if rows:
+        write(study.directory / "tests.csv", [header, *rows])
+
+
+def write(path: Path, table: Sequence[Sequence[str]]) -> None:
+    """Write a table as CSV, and print it."""
+    with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
     for row in table:
         print("  ".join(row))
+
+
+def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
+    """Write the table of a directory of runs as scores.csv, print it, and draw the runs' curves beside it."""
+    write(directory / "scores.csv", table)
     plot_runs([directory], directory / "curves", labels=["ppo_mpi_base"])
 
 
@@ -163,6 +205,7 @@ def main() -> None:
     seeds = range(arguments.seeds or study.seeds)
     train_all([(study, task, seed) for seed in seeds for task in tasks], arguments.jobs)
     tabulate(study)
+    tabulate_tests(study)
 
 
 def train_all(runs: Sequence[tuple[Study, str, int]], jobs: int) -> None:

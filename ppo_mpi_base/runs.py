@@ -132,7 +132,7 @@ def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequ
         cells = [[*(row[name] for name in names), *(row.get(name, "nan") for name in optional)] for row in rows]
         table = np.array(cells, dtype=np.float64).reshape(-1, len(names) + len(optional)).T
     except (OSError, KeyError, TypeError, ValueError) as error:
-        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
+        wanted = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
         raise ConfigurationError(
             f"{argument}={str(path)!r} is no progress.csv with numbers under {wanted} ({error!r})"
         ) from error
