@@ -14,7 +14,6 @@ from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.comparison import Estimate, compare
 from ppo_mpi_base.runs import Run, read_run
 
-TASKS = ("HalfCheetah-v4", "Ant-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = 5
 CHANGES = {
     "lambda_0.9": "--lam 0.9",
@@ -24,6 +23,7 @@ CHANGES = {
     "log_std_-1": "--initial-log-std -1",
 }
 BASE = STUDIES["1M"]
+TASKS = tuple(BASE.published)
 DIRECTORY = RESULTS / "changes"
 
 
