@@ -17,6 +17,7 @@ from ppo_mpi_base.runs import Run, read_run
 SEEDS = 5
 CHANGES = {
     "lambda_0.9": "--lam 0.9",
+    "lambda_0.92": "--lam 0.92",
     "rates_2e-3": "--pi-lr 2e-3 --vf-lr 2e-3",
     "updates_of_128": "--train-batch-size 128",
     "epochs_8": "--train-pi-epochs 8 --train-v-epochs 8",
