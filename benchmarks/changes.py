@@ -6,12 +6,13 @@ can be stopped and started again. Runs stay in `results/changes/`, with the tabl
 """
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.results import RESULTS, STUDIES, Study, train_all, write
 from ppo_mpi_base.aggregates import sample_deviation
-from ppo_mpi_base.comparison import Estimate, compare
+from ppo_mpi_base.comparison import compare
 from ppo_mpi_base.runs import Run, read_run
 
 SEEDS = 5
@@ -40,29 +41,34 @@ def runs(of: Study, task: str) -> list[Run]:
     return [run for run in found if run is not None]
 
 
-def row(change: str, task: str) -> list[str]:
+def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> list[str]:
     """Return a line of the table: what the change reached, and how much more that is than without it."""
-    changed, base = runs(study(change), task), runs(BASE, task)
-    scores = [run.score for run in changed]
     compared = compare({task: changed}, {task: base}, (change, "preset")).tasks[0]
-    numbers = [np.mean(scores), sample_deviation(scores), np.mean(compared.scores_b)]
-    more = compared.difference
-    seconds = np.median([run.seconds[-1] for run in changed])
-    listed = [f"{number:.0f}" for number in (*numbers, more.value, more.low, more.high, seconds)]
-    return [change, CHANGES[change], task, str(len(scores)), *listed, probability(compared.probability)]
+    more, probability = compared.difference, compared.probability
+    return [
+        change,
+        task,
+        spread(compared.scores_a),
+        spread(compared.scores_b),
+        f"{more.value:.0f} ({more.low:.0f} to {more.high:.0f})",
+        f"{probability.value:.2f} ({probability.low:.2f} to {probability.high:.2f})",
+    ]
 
 
-def probability(estimate: Estimate) -> str:
-    """Return a probability of improvement with its interval."""
-    return f"{estimate.value:.2f} [{estimate.low:.2f} {estimate.high:.2f}]"
+def spread(scores: Sequence[float]) -> str:
+    """Return mean, standard deviation and number of scores."""
+    return f"{np.mean(scores):.0f} ± {sample_deviation(scores):.0f} ({len(scores)})"
 
 
 def tabulate() -> None:
     """Write the table of what is there, and print it."""
-    header = ["change", "flags", "task", "seeds", "mean", "std", "preset", "difference", "low", "high"]
-    table = [row(change, task) for change in CHANGES for task in TASKS if runs(study(change), task)]
-    table.insert(0, [*header, "median_seconds", "probability_of_improvement"])
-    write(DIRECTORY / "scores.csv", table)
+    rows = [
+        row(change, task, changed, runs(BASE, task))
+        for change in CHANGES
+        for task in TASKS
+        if (changed := runs(study(change), task))
+    ]
+    write(DIRECTORY / "scores.csv", [["change", "task", "with_it", "preset", "difference", "probability"], *rows])
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ UNFINISHED = ROOT / "runs" / "unfinished"
 class Study:
     """Tasks trained for equally many steps, with the scores that others published for as many; None: not published.
 
-    `flags` are those of `ppo-mpi train`, for what is not as in `presets.mujoco`. `published` are returns of training
-    episodes, by `sources`, and `tested` those of `TESTERS`, who play test episodes.
+    `flags` are those of `ppo-mpi train` that the runs have beside task, seed and steps. `published` are returns of
+    training episodes, by `sources`, and `tested` those of `TESTERS`, who play test episodes.
     """
 
     directory: Path
@@ -160,21 +160,24 @@ def tabulate(study: Study) -> None:
 
 def tabulate_tests(study: Study) -> None:
     """Write the table of the runs' test episodes: the highest mean over seeds at one time, and the last."""
-    header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "at_or_above"]
+    header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "not_below"]
     rows = []
     for task, published in study.tested.items():
         paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))
-        tests = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
-        tests = [test[:, np.isfinite(test[1])] for test in tests]
-        if not tests or not all(test.size for test in tests):
+        read = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
+        tests = [dict(zip(*run[:, np.isfinite(run[1])], strict=True)) for run in read if np.isfinite(run[1]).any()]
+        if len(tests) < len(read):
+            print(f"{task}: {len(read) - len(tests)} of {len(read)} runs have no test episodes, and are left out")
+        if not tests:
             continue
-        steps, returns = tests[0][0], np.array([test[1] for test in tests])
+        steps = sorted(set.intersection(*map(set, tests)))  # a run that was stopped may lack one
+        returns = np.array([[test[step] for step in steps] for test in tests])
         best = int(returns.mean(0).argmax())
         highest = returns[:, best]
         means = [f"{x:.1f}" for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
-        above = ", ".join(name for name, x in zip(TESTERS, published, strict=True) if highest.mean() >= x)
         known = (f"{score:g}" for score in published)
-        rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, above])
+        not_below = " ".join(name for name, x in zip(TESTERS, published, strict=True) if highest.mean() >= x)
+        rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, not_below])
     if rows:
         write(study.directory / "tests.csv", [header, *rows])
 

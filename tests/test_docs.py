@@ -116,12 +116,20 @@ def test_the_tables_of_readme_are_those_of_the_results() -> None:
         assert f"| {ours['task']} | {' | '.join(cells)} |" in readme
 
 
-def test_the_page_of_results_gets_every_score() -> None:
+@pytest.mark.parametrize(
+    ("page", "kinds"), [("results", ("learning", "mujoco", "against_stable_baselines")), ("tried", ("changes",))]
+)
+def test_pages_get_every_score(page: str, kinds: tuple[str, ...]) -> None:
     hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
-    page = hook["on_page_markdown"]((DOCS / "results.md").read_text(encoding="utf-8"))
-    for kind in ("learning", "mujoco", "against_stable_baselines"):
+    shown = hook["on_page_markdown"]((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+    for kind in kinds:
         with (ROOT / "results" / kind / "scores.csv").open(encoding="utf-8", newline="") as file:
             _, *rows = csv.reader(file)
         assert rows
         for row in rows:
-            assert f"| {' | '.join(row)} |" in page
+            assert f"| {' | '.join(row)} |" in shown
+
+
+def test_pictures_of_the_site_are_there() -> None:
+    hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
+    assert all((ROOT / "results" / path).is_file() for path in hook["PICTURES"].values())

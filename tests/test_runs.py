@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.runs import find_runs, on_common_grid, read_group, read_groups, read_run
+from ppo_mpi_base.runs import find_runs, on_common_grid, read_columns, read_group, read_groups, read_run
 
 
 def write_run(path, returns=(1.0, 2.0), steps=None, columns="total_steps,seconds,episode_return"):
@@ -107,8 +107,12 @@ def test_seconds_may_be_missing_but_returns_may_not(tmp_path):
     path.write_text("total_steps,episode_return\n1,2\n")
     assert np.isnan(read_run(path).seconds).all()
     path.write_text("total_steps,seconds\n1,2\n")
-    with pytest.raises(ConfigurationError, match="^runs='.*' is no progress.csv with numbers under"):
+    with pytest.raises(
+        ConfigurationError, match="^runs='.*' is no progress.csv with numbers under total_steps and episode_return"
+    ):
         read_run(path)
+    with pytest.raises(ConfigurationError, match="with numbers under evaluation_return \\("):
+        read_columns("runs", path, ("evaluation_return",))
 
 
 def test_curves_are_interpolated_where_all_are_known():
