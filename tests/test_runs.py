@@ -108,7 +108,7 @@ def test_seconds_may_be_missing_but_returns_may_not(tmp_path):
     assert np.isnan(read_run(path).seconds).all()
     path.write_text("total_steps,seconds\n1,2\n")
     with pytest.raises(
-        ConfigurationError, match="^runs='.*' is no progress.csv with numbers under total_steps and episode_return"
+        ConfigurationError, match="is no progress.csv with numbers under total_steps and episode_return"
     ):
         read_run(path)
     with pytest.raises(ConfigurationError, match="with numbers under evaluation_return \\("):
