@@ -7,7 +7,6 @@ it likes. They take turns, one at a time. Runs that are there already are not re
 """
 
 import argparse
-import csv
 import os
 import platform
 import subprocess
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import train_and_keep
+from benchmarks.results import runs_in, train_and_keep, write
 from benchmarks.run import ROOT, install
 from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.plot import plot_runs
-from ppo_mpi_base.runs import Run, read_run
 
 RESULTS = ROOT / "results" / "against_stable_baselines"
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -48,26 +46,17 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
     unfinished.rename(kept)
 
 
-def runs(library: str, task: str) -> list[Run]:
-    """Return the runs that are there."""
-    found = (read_run(path) for path in sorted(place(library, task, 0).parent.glob("seed*.csv")))
-    return [run for run in found if run is not None]
-
-
 def tabulate() -> None:
     """Write the table and draw the curves of what is there, along steps and along time."""
     rows = []
     for task in TASKS:
         for library in LABELS:
-            if found := runs(library, task):
+            if found := runs_in(place(library, task, 0).parent):
                 scores, seconds = [run.score for run in found], [run.seconds[-1] for run in found]
                 numbers = np.mean(scores), sample_deviation(scores), np.median(seconds)
-                rows.append([task, LABELS[library], len(found), *(f"{number:.0f}" for number in numbers)])
-    with (RESULTS / "scores.csv").open("w", newline="") as file:
-        header = ["task", "library", "seeds", "mean_return", "std", "median_seconds"]
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-    for row in rows:
-        print("  ".join(map(str, row)))
+                rows.append([task, LABELS[library], str(len(found)), *(f"{number:.0f}" for number in numbers)])
+    header = ["task", "library", "seeds", "mean_return", "std", "median_seconds"]
+    write(RESULTS / "scores.csv", [header, *rows])
     print(f"{platform.machine()}, {os.cpu_count()} cores")
     groups = [RESULTS / library for library in LABELS]
     plot_runs(groups, RESULTS / "by_steps", labels=list(LABELS.values()))

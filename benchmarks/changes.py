@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.results import RESULTS, STUDIES, Study, train_all, write
 from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.comparison import compare
-from ppo_mpi_base.runs import Run, read_run
+from ppo_mpi_base.runs import Run
 
 SEEDS = 5
 CHANGES = {
@@ -34,12 +34,6 @@ def study(change: str) -> Study:
     """Return the runs of a change, where none is compared with what others published."""
     flags = tuple(CHANGES[change].split())
     return Study(DIRECTORY / change, BASE.steps, SEEDS, (), dict.fromkeys(TASKS, ()), flags)
-
-
-def runs(of: Study, task: str) -> list[Run]:
-    """Return the runs of a task that are there."""
-    found = (read_run(path) for path in sorted(of.place(task, 0).parent.glob("seed*.csv")))
-    return [run for run in found if run is not None]
 
 
 def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> list[str]:
@@ -64,10 +58,10 @@ def spread(scores: Sequence[float]) -> str:
 def tabulate() -> None:
     """Write the table of what is there, and print it."""
     rows = [
-        row(change, task, changed, runs(BASE, task))
+        row(change, task, changed, BASE.runs(task))
         for change in CHANGES
         for task in TASKS
-        if (changed := runs(study(change), task))
+        if (changed := study(change).runs(task))
     ]
     write(DIRECTORY / "scores.csv", [["change", "task", "with_it", "preset", "difference", "probability"], *rows])
 

@@ -27,7 +27,7 @@ from ppo_mpi_base.aggregates import bootstrap_interval, interquartile_mean, samp
 from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.run_file import NONE
-from ppo_mpi_base.runs import read_columns, read_run
+from ppo_mpi_base.runs import Run, read_columns, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -53,6 +53,10 @@ class Study:
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
         return self.directory / task / f"seed{seed}.csv"
+
+    def runs(self, task: str) -> list[Run]:
+        """Return the runs of a task that are there."""
+        return runs_in(self.directory / task)
 
 
 # Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
@@ -138,12 +142,17 @@ def keep(directory: Path, kept: Path) -> None:
     shutil.copy(directory / "logs" / "progress.csv", kept)
 
 
+def runs_in(directory: Path) -> list[Run]:
+    """Return the runs of all seeds that a directory holds; none where it is not there."""
+    found = (read_run(path) for path in sorted(directory.glob("seed*.csv")))
+    return [run for run in found if run is not None]
+
+
 def tabulate(study: Study) -> None:
     """Write the table of all results that are there, and draw their curves."""
     rows: list[list[str]] = []
     for task, published in study.published.items():
-        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))
-        runs = [run for path in paths if (run := read_run(path)) is not None]
+        runs = study.runs(task)
         if not runs:
             continue
         scores = np.array([run.score for run in runs])
@@ -163,7 +172,7 @@ def tabulate_tests(study: Study) -> None:
     header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "not_below"]
     rows = []
     for task, published in study.tested.items():
-        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))
+        paths = [run.path for run in study.runs(task)]
         read = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
         tests = [dict(zip(*run[:, np.isfinite(run[1])], strict=True)) for run in read if np.isfinite(run[1]).any()]
         if len(tests) < len(read):

@@ -76,7 +76,7 @@ def choose_compiler(
 
 def _minibatches(config: Config, ranks: int) -> float:
     """Return how many minibatches each rank has before it, about: what compiling is to make faster."""
-    samples = config.rollout_length_per_worker * config.environments_per_rank
+    samples = config.samples_per_rank
     iterations = config.total_steps / (samples * ranks)
     epochs = max(config.train_pi_epochs, config.train_v_epochs)
     return iterations * epochs * samples / config.minibatch_size

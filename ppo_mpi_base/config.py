@@ -215,7 +215,7 @@ class Config:
             check_takes("advantage_fn", self.advantage_fn, "rollout", "gamma", "lam")
         if self.resume == "auto" and self.save_location is None:
             raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
-        samples = self.rollout_length_per_worker * self.environments_per_rank
+        samples = self.samples_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(
                 f"train_batch_size={self.train_batch_size} is larger than a rank's rollout of {samples} samples "
@@ -229,9 +229,14 @@ class Config:
         return self.num_environments or 1
 
     @property
+    def samples_per_rank(self) -> int:
+        """T*N, of an iteration."""
+        return self.rollout_length_per_worker * self.environments_per_rank
+
+    @property
     def minibatch_size(self) -> int:
         """B, in samples per rank."""
-        return self.train_batch_size or self.rollout_length_per_worker * self.environments_per_rank
+        return self.train_batch_size or self.samples_per_rank
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Reports:
         if self.ranks.is_root:
             config, done = self._config, resume_from_steps or 0
             # Iterations are whole, so the last one may go past total_steps.
-            iteration = config.rollout_length_per_worker * config.environments_per_rank * self.ranks.size
+            iteration = config.samples_per_rank * self.ranks.size
             end = done + iteration * math.ceil(max(0, config.total_steps - done) / iteration)
             self.logger = Logger(config.log_directory, end, config.quiet, resume_from_steps)
             for text in self._early:

@@ -124,7 +124,7 @@ class Worker:
         self.idle: frozenset[str] = frozenset()
         self.stopped_by_kl = False
         self.iteration = self.total_steps = 0
-        self.steps_per_iteration = config.rollout_length_per_worker * config.environments_per_rank * ranks.size
+        self.steps_per_iteration = config.samples_per_rank * ranks.size
         self.statistic_names: list[str] = []
         self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None

@@ -107,9 +107,8 @@ def test_seconds_may_be_missing_but_returns_may_not(tmp_path):
     path.write_text("total_steps,episode_return\n1,2\n")
     assert np.isnan(read_run(path).seconds).all()
     path.write_text("total_steps,seconds\n1,2\n")
-    with pytest.raises(
-        ConfigurationError, match="is no progress.csv with numbers under total_steps and episode_return"
-    ):
+    names = "total_steps and episode_return"
+    with pytest.raises(ConfigurationError, match=f"^runs='.*' is no progress.csv with numbers under {names}"):
         read_run(path)
     with pytest.raises(ConfigurationError, match="with numbers under evaluation_return \\("):
         read_columns("runs", path, ("evaluation_return",))
