@@ -172,7 +172,7 @@ def tabulate_tests(study: Study) -> None:
     header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "not_below"]
     rows = []
     for task, published in study.tested.items():
-        paths = [run.path for run in study.runs(task)]
+        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))  # also of runs in which no episode has ended
         read = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
         tests = [dict(zip(*run[:, np.isfinite(run[1])], strict=True)) for run in read if np.isfinite(run[1]).any()]
         if len(tests) < len(read):
