@@ -3,40 +3,44 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from ppo_mpi_base import aggregates
 from ppo_mpi_base.comparison import Comparison, Estimate, References, TaskComparison, compare, reference_of
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.figures import (
+    BLUE,
+    COLORS,
+    DARK,
+    draw_legend,
+    draw_note,
+    label_steps,
+    label_time,
+    look,
+    open_figure,
+    plain_text,
+    save_figure,
+    save_png_and_svg,
+    shrink_text,
+    style_axes,
+    write_file,
+)
 from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_groups
 
-BLUE = "#0072B2"  # of Okabe and Ito's palette: told from its other colours by readers of any colour vision
-DARK, LIGHT = "#333333", "#E5E5E5"
 FEW = 30  # up to so many points get dots: the line between two of them was not measured
-# The rest of that palette, dark beside light, so that neighbours differ in grey too; its yellow is too pale for lines.
-COLORS = (BLUE, "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2.5, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 POINTS = 101  # of a curve over seeds
 COLUMNS = 4  # of panels
-TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -56,9 +60,9 @@ def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     """
     steps, returns = read_columns("csv_path", Path(csv_path), ("total_steps", "episode_return"))
     path = Path(png_path)
-    with _figure((5.0, 3.1)) as figure:
+    with open_figure((5.0, 3.1)) as figure:
         _draw(figure.add_subplot(), steps, returns)
-        _save(figure, path, "png_path", dpi=200)
+        save_figure(figure, path, "png_path", dpi=200)
     return path
 
 
@@ -99,7 +103,7 @@ def plot_runs(
     shared = [task for task in tasks if all(task in runs for runs in read)]
     panels = len(tasks) + (len(shared) > 1)
     rows, columns = math.ceil(panels / COLUMNS), min(panels, COLUMNS)
-    with _figure((4.5, 3.2) if panels == 1 else (2.5 * columns, 0.6 + 2.2 * rows)) as figure:
+    with open_figure((4.5, 3.2) if panels == 1 else (2.5 * columns, 0.6 + 2.2 * rows)) as figure:
         places = iter(figure.subplots(rows, columns, squeeze=False).flat)
         for task in tasks:
             axes = next(places)
@@ -115,14 +119,14 @@ def plot_runs(
             axes.set_ylabel("Normalized return", color=DARK)
         for axes in places:
             axes.set_axis_off()
-        _legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
-        _note(
+        draw_legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
+        draw_note(
             figure,
             "Mean over seeds, 95% bootstrap intervals (few seeds: too narrow); to the end of the shortest run.",
             len(shared) > 1,
             references,
         )
-        return _save_both(figure, Path(output))
+        return save_png_and_svg(figure, Path(output))
 
 
 def compare_runs(
@@ -157,7 +161,7 @@ def compare_runs(
     columns = min(panels, COLUMNS)
     rows = math.ceil(panels / columns)
     height = 0.9 + max(1.9 * rows, 0.3 * panels)
-    with _figure((1.7 * columns + 3.2, height)) as figure:
+    with open_figure((1.7 * columns + 3.2, height)) as figure:
         grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.0] * columns + [1.7])
         for number in range(panels):
             axes = figure.add_subplot(grid[divmod(number, columns)])
@@ -166,44 +170,13 @@ def compare_runs(
                 axes.set_ylabel("Episode return", color=DARK)
         _draw_probabilities(figure.add_subplot(grid[:, -1]), comparison)
         seeds = [[len(task.scores_a) for task in comparison.tasks], [len(task.scores_b) for task in comparison.tasks]]
-        _legend(figure, comparison.labels, seeds, joined=False)
-        _note(figure, "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds.", True, references)
-        _save_both(figure, path)
-    _write(path.with_name(path.name + ".json"), (json.dumps(comparison.to_dict(), indent=1) + "\n").encode(), "output")
+        draw_legend(figure, comparison.labels, seeds, joined=False)
+        note = "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds."
+        draw_note(figure, note, True, references)
+        save_png_and_svg(figure, path)
+    numbers = json.dumps(comparison.to_dict(), indent=1) + "\n"
+    write_file(path.with_name(path.name + ".json"), numbers.encode(), "output")
     return comparison
-
-
-@contextmanager
-def _figure(size: tuple[float, float]) -> Iterator[Figure]:
-    """Yield a figure of so many inches, to be drawn and saved inside the context."""
-    # Figure instead of pyplot.figure: it needs no display, and the user's own figures and backend stay as they are.
-    # Text stays text in PDF and SVG files: journals refuse Matplotlib's default Type 3 fonts.
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-        yield Figure(figsize=size, layout="constrained")
-
-
-def _save(figure: Figure, path: Path, argument: str, dpi: int) -> None:
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, dpi=dpi, format=path.suffix[1:] or "png")
-    except ValueError as error:  # an ending that is no format
-        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error})") from error
-    _write(path, picture.getvalue(), argument)
-
-
-def _write(path: Path, content: bytes, argument: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error.strerror})") from error
-
-
-def _save_both(figure: Figure, output: Path) -> list[Path]:
-    paths = [output.with_name(output.name + ending) for ending in (".png", ".svg")]
-    for path in paths:
-        _save(figure, path, "output", dpi=300)
-    return paths
 
 
 def _labels(groups: Sequence[Group], labels: Sequence[str] | None) -> list[str]:
@@ -227,42 +200,11 @@ def _draw(axes: Axes, steps: np.ndarray, returns: np.ndarray) -> None:
     (curve,) = axes.plot(steps, returns, color=BLUE, linewidth=1.4, marker="o", markersize=3.5, clip_on=False)
     curve.set_markevery(np.flatnonzero(dots).tolist())
     axes.set_ylabel("Episode return (mean of last 100)", color=DARK)
-    _step_axis(axes, steps.max(initial=1.0), 6)
-    _style(axes)
+    label_steps(axes, steps.max(initial=1.0), 6)
+    style_axes(axes)
     if not known.any():
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no episode has ended yet", color=DARK, ha="center", va="center", transform=axes.transAxes)
-
-
-def _step_axis(axes: Axes, largest: float, ticks: int) -> None:
-    axes.set_xlim(0, largest)
-    axes.set_xlabel("Agent steps", color=DARK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands_or_millions(largest)))
-
-
-def _time_axis(axes: Axes, largest: float, ticks: int) -> None:
-    size, unit = next((size, unit) for size, unit in TIME_UNITS if largest >= 2 * size or size == 1)
-    axes.set_xlim(0, largest)
-    axes.set_xlabel(f"Wall-clock time ({unit})", color=DARK)
-    locator = MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10])
-    axes.set_xticks([tick * size for tick in locator.tick_values(0, largest / size) if tick * size <= largest])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:g}"))
-
-
-def _style(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")))
-    axes.grid(color=LIGHT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=DARK)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(DARK)
-
-
-def _thousands_or_millions(largest: float) -> Callable[[float, int], str]:
-    """Return what labels a tick: one unit for the whole axis, fit for its largest value."""
-    size, unit = next((size, unit) for size, unit in [(1e9, "B"), (1e6, "M"), (1e3, "k"), (0.0, "")] if largest >= size)
-    return lambda value, _: f"{value / (size or 1.0):g}{unit if value else ''}"
 
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -292,34 +234,21 @@ def _iqm_curve(tasks: Sequence[Sequence[Run]], scale: Sequence[tuple[float, floa
     return grid, np.array([aggregates.interquartile_mean(x) for x in scores]), np.reshape(intervals, (-1, 2)).T
 
 
-def _look(number: int) -> dict[str, Any]:
-    """Return colour, dashes and marker of a group by its number; no two of the first 35 are alike."""
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "linestyle": DASHES[number % len(DASHES)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "markersize": 4.5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.6,
-        "linewidth": 1.5,
-    }
-
-
 def _draw_curves(axes: Axes, curves: Sequence[tuple[int, Curve]], axis: str, title: str) -> None:
     largest = 0.0
     for number, (grid, values, (low, high)) in curves:
         spacing = max(1, len(grid) // 6)  # markers of the groups stand beside each other
         every = (spacing * (2 * number + 1) // (2 * len(COLORS)) % spacing, spacing)
-        axes.plot(grid, values, markevery=every, clip_on=False, zorder=3, **_look(number))
+        axes.plot(grid, values, markevery=every, clip_on=False, zorder=3, **look(number))
         color = COLORS[number % len(COLORS)]
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
         for end in (low, high):  # thin edges: in grey, overlapping bands are told by them
-            axes.plot(grid, end, color=color, alpha=0.7, linewidth=0.5, linestyle=_look(number)["linestyle"])
+            axes.plot(grid, end, color=color, alpha=0.7, linewidth=0.5, linestyle=look(number)["linestyle"])
         largest = max([largest, *grid])
-    (_step_axis if axis == "steps" else _time_axis)(axes, largest or 1.0, 4)
+    (label_steps if axis == "steps" else label_time)(axes, largest or 1.0, 4)
     axes.set_title(title, fontsize=9, color=DARK)
-    _style(axes)
-    _small(axes)
+    style_axes(axes)
+    shrink_text(axes)
 
 
 def _draw_scores(axes: Axes, task: TaskComparison | None, comparison: Comparison) -> None:
@@ -329,13 +258,13 @@ def _draw_scores(axes: Axes, task: TaskComparison | None, comparison: Comparison
         if task is not None:
             scores = (task.scores_a, task.scores_b)[number]
             places = number + 0.22 + np.linspace(-0.08, 0.08, len(scores)) * (len(scores) > 1)
-            dot = {**_look(number), "markersize": 3, "markeredgewidth": 0, "linestyle": "none"}
+            dot = {**look(number), "markersize": 3, "markeredgewidth": 0, "linestyle": "none"}
             axes.plot(places, scores, alpha=0.75, **dot)
         _draw_estimate(axes, estimate, number, number)
     axes.set_xlim(-0.5, 1.6)
     axes.set_title("IQM, normalized" if task is None else task.task, fontsize=9, color=DARK)
-    _style(axes)
-    _small(axes)
+    style_axes(axes)
+    shrink_text(axes)
     axes.xaxis.set_major_locator(NullLocator())
 
 
@@ -344,7 +273,7 @@ def _draw_estimate(axes: Axes, estimate: Estimate, number: int, place: float, si
     color = COLORS[number]
     axes.plot(*((ends, places) if sideways else (places, ends)), color=color, linewidth=1.8, solid_capstyle="butt")
     point = (estimate.value, place) if sideways else (place, estimate.value)
-    axes.plot(*point, **{**_look(number), "markersize": 7, "linestyle": "none"}, zorder=4)
+    axes.plot(*point, **{**look(number), "markersize": 7, "linestyle": "none"}, zorder=4)
 
 
 def _draw_probabilities(axes: Axes, comparison: Comparison) -> None:
@@ -355,52 +284,10 @@ def _draw_probabilities(axes: Axes, comparison: Comparison) -> None:
         _draw_estimate(axes, estimate, 2, place, sideways=True)
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    label_a, label_b = (_plain(label) for label in comparison.labels)
+    label_a, label_b = (plain_text(label) for label in comparison.labels)
     axes.set_xlabel(textwrap.fill(f"P({label_a} > {label_b})", 32), color=DARK)
     axes.set_title("Probability of improvement", fontsize=9, color=DARK)
-    _style(axes)
-    _small(axes)
+    style_axes(axes)
+    shrink_text(axes)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-
-
-def _small(axes: Axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_fontsize(8)
-    axes.yaxis.label.set_fontsize(8)
-
-
-def _legend(figure: Figure, labels: Sequence[str], seeds: Sequence[Sequence[int]], joined: bool = True) -> None:
-    """Put a line above the panels: each group's look, name and number of seeds."""
-    handles = [Line2D([], [], **{**_look(n), **({} if joined else {"linestyle": "none"})}) for n in range(len(labels))]
-    texts = [f"{_plain(label)} ({_seeds(counts)})" for label, counts in zip(labels, seeds, strict=True)]
-    width = figure.get_figwidth() / (0.065 * max(map(len, texts)) + 0.65)  # inches, of letters and of the line
-    figure.legend(
-        handles,
-        texts,
-        loc="outside upper center",
-        ncols=max(1, min(len(texts), int(width))),
-        frameon=False,
-        fontsize=8,
-        handlelength=3.2 if joined else 1.5,
-    )
-
-
-def _seeds(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low}\N{EN DASH}{high} seeds"
-
-
-def _plain(label: str) -> str:
-    """Keep Matplotlib from reading a label as a formula."""
-    return label.replace("$", r"\$")
-
-
-def _note(figure: Figure, text: str, normalized: bool, references: References | None) -> None:
-    """Say below the panels what is shown, so that the picture can stand alone."""
-    if normalized and references is None:
-        text += " Normalized: 0 is the lowest start of a run, 1 the highest score, by task."
-    elif normalized:
-        text += " Normalized: 0 and 1 are the given reference scores."
-    wide = int(figure.get_figwidth() * 17)  # letters
-    figure.supxlabel(textwrap.fill(text, wide), fontsize=7, color=DARK)
