@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers import RecordEpisodeStatistics
 
 from ppo_mpi_base.builders import build_environment, checked_together
 from ppo_mpi_base.config import Count, CountOrZero, checked
@@ -28,6 +27,8 @@ from ppo_mpi_base.policies import ActorCritic, action_noise
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
 from ppo_mpi_base.steppers import Episode
+from ppo_mpi_base.undisturbed import undisturbed
+from ppo_mpi_base.whole_games import WholeGames
 
 RESAMPLES = 10_000
 """Bootstrap samples of which the interval is made."""
@@ -188,7 +189,7 @@ def _play(
         noise = None if deterministic else generator(seed, EVALUATION, k, 1)
         of_environment = _seed_all(seed, k)
         environments = Environments(
-            [_WholeGames(build())],
+            [WholeGames(build())],
             seed=of_environment,
             first_global_index=k,
             max_ep_len=max_ep_len,
@@ -209,7 +210,7 @@ def _play_together(
     """Return this rank's episodes, once those of all ranks are over. Collective: call on all ranks."""
     own: list[Episode] = []
     over = np.zeros(1, np.int64)
-    with _undisturbed(policy), closing(playing):
+    with undisturbed(policy), closing(playing):
         while over[0] < episodes:
             checked_together(ranks, lambda: own.extend(_next(playing)))
             over[0] = len(own)
@@ -230,7 +231,7 @@ def check_environments(
     Raises:
         ConfigurationError: they are none, are one object, or their spaces are not the policy's.
     """
-    with _undisturbed(policy):
+    with undisturbed(policy):
         first, second = (_environment(policy, env_fn, env_kwargs, state_processing_hook) for _ in range(2))
         first.close()
         second.close()
@@ -322,61 +323,3 @@ def _action(policy: ActorCritic, observations: np.ndarray, noise: np.random.Gene
         drawn = torch.as_tensor(action_noise(policy.action_space, noise, 1), dtype=torch.get_default_dtype())
         actions = distribution.sample(drawn.to(device))
     return policy.to_environment(actions).cpu().numpy()
-
-
-@contextmanager
-def _undisturbed(policy: ActorCritic) -> Iterator[None]:
-    """Let a policy be evaluated; afterwards it and the global random states are as before.
-
-    Matrix products depend, to the last bit, on where in memory weights begin and on how many threads there are. So
-    weights move to tensors of their own for the time, and one thread computes; buffers, since networks may change them.
-    """
-    modes = [(module, module.training) for module in policy.modules()]
-    weights = [(parameter, parameter.data) for parameter in policy.parameters()]
-    buffers = [(m, name, buffer) for m in policy.modules() for name, buffer in m.named_buffers(recurse=False)]
-    states, threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        policy.eval()
-        for parameter, data in weights:
-            parameter.data = data.clone(memory_format=torch.contiguous_format)
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer.clone())
-        with torch.no_grad():
-            yield
-    finally:
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer)
-        for parameter, data in weights:
-            parameter.data = data
-        for module, training in modes:
-            module.training = training
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-class _WholeGames(gymnasium.Wrapper):
-    """Goes on where an episode ends without the report of the RecordEpisodeStatistics within: the game is not over.
-
-    Where the reset begins a new game nevertheless, none will be reported, and the episode is over.
-    """
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        inner = env
-        while isinstance(inner, gymnasium.Wrapper) and not isinstance(inner, RecordEpisodeStatistics):
-            inner = inner.env
-        self._recorder = inner if isinstance(inner, RecordEpisodeStatistics) else None
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; at the end of an episode but not of the game, also the reset."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        if self._recorder is None or not (terminated or truncated) or "episode" in info:
-            return observation, reward, terminated, truncated, info
-        played = self._recorder.episode_lengths
-        following, _ = self.env.reset()
-        if self._recorder.episode_lengths < played:
-            return observation, reward, terminated, truncated, info
-        return following, reward, False, False, info

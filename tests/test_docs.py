@@ -133,3 +133,9 @@ def test_pages_get_every_score(page: str, kinds: tuple[str, ...]) -> None:
 def test_pictures_of_the_site_are_there() -> None:
     hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
     assert all((ROOT / "results" / path).is_file() for path in hook["PICTURES"].values())
+
+
+def test_readme_has_a_line_for_each_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "ppo_mpi_base").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert files == {name for name in files if f"`{name}`" in readme}

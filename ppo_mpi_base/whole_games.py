@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Whole games where a wrapper ends an episode at each lost life."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import RecordEpisodeStatistics
+
+
+class WholeGames(gymnasium.Wrapper):
+    """Goes on where an episode ends without the report of the RecordEpisodeStatistics within: the game is not over.
+
+    Where the reset begins a new game nevertheless, none will be reported, and the episode is over.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        inner = env
+        while isinstance(inner, gymnasium.Wrapper) and not isinstance(inner, RecordEpisodeStatistics):
+            inner = inner.env
+        self._recorder = inner if isinstance(inner, RecordEpisodeStatistics) else None
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step; at the end of an episode but not of the game, also the reset."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._recorder is None or not (terminated or truncated) or "episode" in info:
+            return observation, reward, terminated, truncated, info
+        played = self._recorder.episode_lengths
+        following, _ = self.env.reset()
+        if self._recorder.episode_lengths < played:
+            return observation, reward, terminated, truncated, info
+        return following, reward, False, False, info
