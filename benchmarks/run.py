@@ -71,6 +71,7 @@ ALL = {
     "paper_1_rank": Contestant("ours, paper's setting, 1 rank, same load", "ours --setting paper"),
     "paper_eager": Contestant("ours, paper's setting, 2 ranks, eager", "ours --setting paper --eager", ranks=2),
     "throughput": Contestant("ours, throughput setting, 2 ranks", "ours --setting throughput", ranks=2),
+    "throughput_1_rank": Contestant("ours, throughput setting, 1 rank, same load", "ours --setting throughput"),
     "predecessor": Contestant("the predecessor's design, 2 ranks", "predecessor", ranks=2),
     "sb3_8": Contestant(
         "Stable-Baselines3, 8 environments", "stable_baselines stable_baselines3", peer="stable_baselines3"
@@ -107,10 +108,15 @@ TARGETS = [
     Target("throughput setting / environments alone", "throughput", "environments", 0.7),
     Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
     Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
+    Target("  the same in the throughput setting", "throughput", "throughput_1_rank", 1.9),
     Target("  two processes / one, environments alone", "environments", "environments_1"),
     Target("Pong: ours in bfloat16 / Stable-Baselines3", "pong_bfloat16", "pong_sb3", 5),
     Target("  Pong: ours in float32 / Stable-Baselines3", "pong", "pong_sb3"),
 ]
+COMMUNICATION = {
+    "paper": "communication / update (at most)",
+    "throughput": "  the same in the throughput setting (at most)",
+}
 MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
 
 Figures = dict[str, float]
@@ -215,10 +221,10 @@ def table(measured: Rounds) -> list[dict[str, str]]:
         if len(sides) == 2 and (each := ratios(*sides)):
             of, to = (f"{median[name]['steps_per_second']:.0f}" for name in (target.of, target.to))
             rows.append(_row(target.text, of, to, each, target.target, lambda ratio, least: ratio >= least))
-    if "paper" in median:
-        parts = [figures["communication_of_update"] for figures in measured["paper"] if figures]
-        text = "communication / update (at most)"
-        rows.append(_row(text, "", "", parts, MOST_COMMUNICATION, lambda part, most: part < most))
+    for name, text in COMMUNICATION.items():
+        if name in median:
+            parts = [figures["communication_of_update"] for figures in measured[name] if figures]
+            rows.append(_row(text, "", "", parts, MOST_COMMUNICATION, lambda part, most: part < most))
     return rows
 
 
@@ -282,7 +288,7 @@ def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, s
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (bars, text) = plt.subplots(1, 2, figsize=(15, 4.2), layout="constrained", width_ratios=[1.1, 1])
+    figure, (bars, text) = plt.subplots(1, 2, figsize=(15, 4.8), layout="constrained", width_ratios=[1.1, 1])
     order = sorted(median, key=lambda name: median[name]["steps_per_second"])
     for place, name in enumerate(order):
         ours = ALL[name].label.startswith("ours")

@@ -92,11 +92,16 @@ class Logger:
             self._console.show(numbers)
 
     def _to_tensorboard(self, numbers: Mapping[str, float]) -> None:
+        # Late, as in `_open_tensorboard`.
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
         steps = int(numbers["total_steps"])
         self._tensorboard = self._tensorboard or _open_tensorboard(self._directory, steps)
-        for key, value in numbers.items():
-            if key != "total_steps" and not math.isnan(value):
-                self._tensorboard.add_scalar(_tag(key), value, steps)
+        known = ((_tag(key), value) for key, value in numbers.items() if key != "total_steps" and not math.isnan(value))
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in known])
+        # One event for the row: by `add_scalar` the points take seven times as long, while all ranks wait.
+        events: Any = self._tensorboard.file_writer
+        events.add_summary(summary, steps)
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
