@@ -33,7 +33,7 @@ def place(library: str, task: str, seed: int) -> Path:
 
 
 def train(library: str, task: str, seed: int, steps: int) -> None:
-    """Train a task, and keep what was logged; of ours also run.toml, with versions and settings."""
+    """Train a task, and keep what was logged; of ours also run.toml, with versions and settings, of the peer versions."""
     kept = place(library, task, seed)
     if library == OURS:
         launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS)]
@@ -43,6 +43,8 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
     unfinished = kept.with_suffix(".unfinished")
     python, program = ROOT / ".venv-bench" / PEER / "bin" / "python", "benchmarks.contestants.stable_baselines_learning"
     subprocess.run([python, "-m", program, task, str(seed), str(steps), unfinished], cwd=ROOT, check=True)
+    installed = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    (RESULTS / PEER / "versions.txt").write_text(installed)
     unfinished.rename(kept)
 
 

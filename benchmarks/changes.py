@@ -8,11 +8,8 @@ can be stopped and started again. Runs stay in `results/changes/`, with the tabl
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmarks.results import RESULTS, STUDIES, Study, train_all, write
-from ppo_mpi_base.aggregates import sample_deviation
-from ppo_mpi_base.comparison import compare
+from ppo_mpi_base.comparison import compare, spread
 from ppo_mpi_base.runs import Run
 
 SEEDS = 5
@@ -39,20 +36,8 @@ def study(change: str) -> Study:
 def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> list[str]:
     """Return a line of the table: what the change reached, and how much more that is than without it."""
     compared = compare({task: changed}, {task: base}, (change, "preset")).tasks[0]
-    more, probability = compared.difference, compared.probability
-    return [
-        change,
-        task,
-        spread(compared.scores_a),
-        spread(compared.scores_b),
-        f"{more.value:.0f} ({more.low:.0f} to {more.high:.0f})",
-        f"{probability.value:.2f} ({probability.low:.2f} to {probability.high:.2f})",
-    ]
-
-
-def spread(scores: Sequence[float]) -> str:
-    """Return mean, standard deviation and number of scores."""
-    return f"{np.mean(scores):.0f} ± {sample_deviation(scores):.0f} ({len(scores)})"
+    numbers = spread(compared.scores_a), spread(compared.scores_b), str(compared.difference), str(compared.probability)
+    return [change, task, *numbers]
 
 
 def tabulate() -> None:

@@ -83,7 +83,7 @@ class Comparison:
         for name in ("A", "B", "A - B", "P(A > B)"):
             table.add_column(name, justify="right", no_wrap=True)
         for task in self.tasks:
-            spreads = (_spread(task.scores_a), _spread(task.scores_b))
+            spreads = (spread(task.scores_a), spread(task.scores_b))
             table.add_row(task.task or "all runs", *spreads, str(task.difference), str(task.probability))
         table.add_section()
         table.add_row("IQM, normalized", str(self.iqm_a), str(self.iqm_b), "", str(self.probability))
@@ -164,10 +164,11 @@ def _scores(runs: Sequence[Run]) -> np.ndarray:
     return np.array([run.score for run in runs])
 
 
-def _spread(scores: Sequence[float]) -> str:
+def spread(scores: Sequence[float]) -> str:
+    """Return mean, standard deviation (of several) and number of scores, for a table."""
     deviation = aggregates.sample_deviation(scores)
-    spread = "" if math.isnan(deviation) else f" ± {_number(deviation)}"
-    return f"{_number(float(np.mean(scores)))}{spread} ({len(scores)})"
+    deviates = "" if math.isnan(deviation) else f" ± {_number(deviation)}"
+    return f"{_number(float(np.mean(scores)))}{deviates} ({len(scores)})"
 
 
 def _listed(tasks: Sequence[str] | Mapping[str, Any]) -> str:

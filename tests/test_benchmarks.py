@@ -96,8 +96,8 @@ def of_scores(*scores: float) -> list[Run]:
 
 def test_a_change_is_compared_with_the_preset() -> None:
     line = changes.row("lambda_0.9", "Ant-v4", of_scores(30, 40), of_scores(10, 10, 10))
-    assert line[:4] == ["lambda_0.9", "Ant-v4", "35 ± 7 (2)", "10 ± 0 (3)"]
-    assert line[4] == "25 (20 to 30)" and line[5] == "1.00 (1.00 to 1.00)"
+    assert line[:4] == ["lambda_0.9", "Ant-v4", "35.0 ± 7.07 (2)", "10.0 ± 0.00 (3)"]
+    assert line[4] == "25.0 [20.0, 30.0]" and line[5] == "1.00 [1.00, 1.00]"
 
 
 def test_the_highest_test_return_is_of_the_mean_over_seeds(tmp_path: Path, capsys: Any) -> None:
