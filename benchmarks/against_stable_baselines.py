@@ -33,7 +33,7 @@ def place(library: str, task: str, seed: int) -> Path:
 
 
 def train(library: str, task: str, seed: int, steps: int) -> None:
-    """Train a task, and keep what was logged; of ours also run.toml, with versions and settings, of the peer versions."""
+    """Train a task, and keep what was logged, and versions: of ours in run.toml, with the settings."""
     kept = place(library, task, seed)
     if library == OURS:
         launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS)]
