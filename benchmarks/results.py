@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Train MuJoCo tasks over several seeds by one set of hyperparameters, and set them beside published scores.
+"""Train tasks over several seeds by `ppo-mpi train`, and set them beside published scores.
 
-`make results`, or `python -m benchmarks.results --jobs 2`, trains nine tasks for a million steps over ten seeds;
-`--study 10M` four tasks for ten million over three. It can be stopped (Ctrl-C writes checkpoints) and started again:
+`make results`, or `python -m benchmarks.results --jobs 2`, trains nine MuJoCo tasks by one set of hyperparameters for a
+million steps over ten seeds; `--study 10M` four of them for ten million over three; `--study classic` those of classic
+control over five. It can be stopped (Ctrl-C writes checkpoints) and started again:
 it goes on where it was, and runs that are there already are not repeated. Each leaves its progress.csv, and its
 run.toml with versions, in `results/`. After a change of settings, delete `runs/unfinished` first.
 """
@@ -36,19 +37,20 @@ UNFINISHED = ROOT / "runs" / "unfinished"
 
 @dataclass(frozen=True)
 class Study:
-    """Tasks trained for equally many steps, with the scores that others published for as many; None: not published.
+    """Tasks trained for so many steps (None: the preset's), with the scores that others published; None: not published.
 
     `flags` are those of `ppo-mpi train` that the runs have beside task, seed and steps. `published` are returns of
-    training episodes, by `sources`, and `tested` those of `TESTERS`, who play test episodes.
+    training episodes, by `sources`, and `tested` those of `testers`, who play test episodes.
     """
 
     directory: Path
-    steps: int
+    steps: int | None
     seeds: int
     sources: tuple[str, ...]
     published: dict[str, tuple[float | None, ...]]
     flags: tuple[str, ...] = ()
-    tested: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    testers: tuple[str, ...] = ()
+    tested: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
@@ -61,8 +63,15 @@ class Study:
 
 # Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
 # Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
-# Highest mean returns of test episodes: T, Tianshou (v3, 10 seeds); X, XuanCe (v4).
-TESTERS = ("T", "X")
+# Mean returns of test episodes: T, Tianshou (v3, 10 seeds) and X, XuanCe (v4), at the best moment; Z, rl-baselines3-zoo
+# (one run, at the end: of Acrobot after 1M steps, of MountainCarContinuous after 20k, of the others after 100k).
+CLASSIC_CONTROL: dict[str, tuple[float | None, ...]] = {
+    "CartPole-v1": (500,),
+    "Acrobot-v1": (-73.5,),
+    "Pendulum-v1": (-172,),
+    "MountainCar-v0": (None,),
+    "MountainCarContinuous-v0": (88,),
+}
 STUDIES = {
     "1M": Study(
         RESULTS / "mujoco",
@@ -81,6 +90,7 @@ STUDIES = {
             "InvertedDoublePendulum-v4": (8000, None, None),
         },
         ("--evaluate-every", "100000"),
+        ("T", "X"),
         {
             "HalfCheetah-v4": (5784, 4628),
             "Hopper-v4": (2609, 3450),
@@ -100,12 +110,23 @@ STUDIES = {
         ("predecessor",),
         {"HalfCheetah-v4": (4650,), "Hopper-v4": (2300,), "Walker2d-v4": (3300,), "Ant-v4": (3900,)},
     ),
+    "classic": Study(
+        RESULTS / "classic_control",
+        None,
+        5,
+        (),
+        dict.fromkeys(CLASSIC_CONTROL, ()),
+        ("--evaluate-every", "50000", "--evaluate-episodes", "100"),
+        ("Z",),
+        CLASSIC_CONTROL,
+    ),
 }
 
 
 def train(study: Study, task: str, seed: int) -> None:
-    """Train a task by `ppo-mpi train`, whose setting is `presets.mujoco`, on one rank, and keep what it logged."""
-    arguments = [task, "--seed", str(seed), "--total-steps", str(study.steps), "--quiet", *study.flags]
+    """Train a task by `ppo-mpi train`, so by its preset, on one rank, and keep what it logged."""
+    steps = () if study.steps is None else ("--total-steps", str(study.steps))
+    arguments = [task, "--seed", str(seed), *steps, "--quiet", *study.flags]
     train_and_keep(study.place(task, seed), arguments, OMP_NUM_THREADS="1")
 
 
@@ -161,15 +182,16 @@ def tabulate(study: Study) -> None:
         numbers = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)
+        verdict = ["yes" if reached else "NO"] if published else []
         seconds = np.median([run.seconds[-1] for run in runs])
-        rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, "yes" if reached else "NO"])
-    header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds"]
-    write_and_draw(study.directory, [[*header, *study.sources, "at_or_above"], *rows])
+        rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, *verdict])
+    header = ["task", "mean", "std", "interquartile_mean", "low", "high", "seeds", "median_seconds", *study.sources]
+    write_and_draw(study.directory, [[*header, *(["at_or_above"] if study.sources else [])], *rows])
 
 
 def tabulate_tests(study: Study) -> None:
     """Write the table of the runs' test episodes: the highest mean over seeds at one time, and the last."""
-    header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *TESTERS, "not_below"]
+    header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *study.testers, "not_below"]
     rows = []
     for task, published in study.tested.items():
         paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))  # also of runs in which no episode has ended
@@ -184,8 +206,9 @@ def tabulate_tests(study: Study) -> None:
         best = int(returns.mean(0).argmax())
         highest = returns[:, best]
         means = [f"{x:.1f}" for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
-        known = (f"{score:g}" for score in published)
-        not_below = " ".join(name for name, x in zip(TESTERS, published, strict=True) if highest.mean() >= x)
+        known = ("" if score is None else f"{score:g}" for score in published)
+        scores = zip(study.testers, published, strict=True)
+        not_below = " ".join(name for name, x in scores if x is not None and highest.mean() >= x)
         rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, not_below])
     if rows:
         write(study.directory / "tests.csv", [header, *rows])
@@ -207,13 +230,15 @@ def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", choices=STUDIES, default="1M", help="how many steps")
+    parser.add_argument("--study", choices=STUDIES, default="1M", help="which tasks, and how many steps")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--seeds", type=int, help="of each task; the study's own number where it is not said")
-    parser.add_argument("--only", nargs="+", choices=STUDIES["1M"].published, metavar="TASK")
+    parser.add_argument("--only", nargs="+", metavar="TASK")
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
-    tasks = [task for task in study.published if task in (arguments.only or study.published)]
+    tasks = arguments.only or list(study.published)
+    if unknown := set(tasks) - set(study.published):
+        parser.error(f"--only {' '.join(sorted(unknown))}: the tasks are {', '.join(study.published)}")
     seeds = range(arguments.seeds or study.seeds)
     train_all([(study, task, seed) for seed in seeds for task in tasks], arguments.jobs)
     tabulate(study)

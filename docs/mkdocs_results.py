@@ -10,10 +10,11 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 PICTURES = {
     "learning.png": "learning/curves.png",
     "mujoco.png": "mujoco/curves.png",
+    "mujoco_10M.png": "mujoco_10M/curves.png",
     "against_stable_baselines_by_steps.png": "against_stable_baselines/by_steps.png",
     "against_stable_baselines_by_time.png": "against_stable_baselines/by_time.png",
 }
-PLACE = re.compile(r"<!-- (\S+/scores\.csv) -->")
+PLACE = re.compile(r"<!-- (\S+\.csv) -->")
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -63,7 +63,8 @@ def settings(env_id: str, ranks: int) -> dict[str, Any]:
     """Return the keywords of `PPO()` that learn an environment on so many ranks, `total_steps` among them."""
     package = _package(env_id)
     if package == "gymnasium.envs.classic_control":
-        return {"total_steps": 100_000, **presets.classic_control(env_id, ranks)}
+        steps = 300_000 if env_id.split("-")[0] in ("Acrobot", "MountainCar") else 100_000
+        return {"total_steps": steps, **presets.classic_control(env_id, ranks)}
     if package.startswith("ale_py"):
         return {"total_steps": 10_000_000, **presets.atari(ranks)}
     made = environment(env_id)

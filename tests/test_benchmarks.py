@@ -104,7 +104,7 @@ def test_the_highest_test_return_is_of_the_mean_over_seeds(tmp_path: Path, capsy
     # Not the mean of each seed's highest, 90: at 100 steps the mean is 60, at 200 it is 70, at 300 it is 50. The first
     # seed lacks the test at 400 steps, as a run does that was stopped; the third, of former times, has none.
     task, of_seeds = "HalfCheetah-v4", ((80, 40, 30), (40, 100, 70, 900), ())
-    study = results.Study(tmp_path, 300, 2, (), {}, tested={task: (5784, 69)})
+    study = results.Study(tmp_path, 300, 2, (), {}, testers=("T", "X"), tested={task: (5784, 69)})
     for seed, returns in enumerate(of_seeds):
         path = study.place(task, seed)
         path.parent.mkdir(exist_ok=True)

@@ -109,6 +109,10 @@ def test_the_tables_of_readme_are_those_of_the_results() -> None:
             mean, std = rounded(row["mean"]), rounded(row["std"])
             line = f"| {row['task']} | {mean} | {std} | {row['seeds']} | {row['P']} | {row['SU']} | {row['CR']} |"
             assert line in readme
+    with (ROOT / "results" / "mujoco_10M" / "scores.csv").open() as file:
+        for row in csv.DictReader(file):
+            mean, std = rounded(row["mean"]), rounded(row["std"])
+            assert f"| {row['task']} | {mean} | {std} | {row['seeds']} | {row['predecessor']} |" in readme
     with (ROOT / "results" / "against_stable_baselines" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
@@ -117,13 +121,18 @@ def test_the_tables_of_readme_are_those_of_the_results() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "kinds"), [("results", ("learning", "mujoco", "against_stable_baselines")), ("tried", ("changes",))]
+    ("page", "tables"),
+    [
+        ("results", ("learning/scores", "mujoco/scores", "mujoco_10M/scores", "against_stable_baselines/scores")),
+        ("results", ("classic_control/scores", "classic_control/tests")),
+        ("tried", ("changes/scores",)),
+    ],
 )
-def test_pages_get_every_score(page: str, kinds: tuple[str, ...]) -> None:
+def test_pages_get_every_score(page: str, tables: tuple[str, ...]) -> None:
     hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
     shown = hook["on_page_markdown"]((DOCS / f"{page}.md").read_text(encoding="utf-8"))
-    for kind in kinds:
-        with (ROOT / "results" / kind / "scores.csv").open(encoding="utf-8", newline="") as file:
+    for table in tables:
+        with (ROOT / "results" / f"{table}.csv").open(encoding="utf-8", newline="") as file:
             _, *rows = csv.reader(file)
         assert rows
         for row in rows:
