@@ -11,6 +11,7 @@ PICTURES = {
     "learning.png": "learning/curves.png",
     "mujoco.png": "mujoco/curves.png",
     "mujoco_10M.png": "mujoco_10M/curves.png",
+    "classic_control.png": "classic_control/curves.png",
     "against_stable_baselines_by_steps.png": "against_stable_baselines/by_steps.png",
     "against_stable_baselines_by_time.png": "against_stable_baselines/by_time.png",
 }
