@@ -33,7 +33,7 @@ def place(library: str, task: str, seed: int) -> Path:
 
 
 def train(library: str, task: str, seed: int, steps: int) -> None:
-    """Train a task, and keep what was logged, and versions: of ours in run.toml, with the settings."""
+    """Train a task, and keep what was logged, and versions: ours in run.toml, with the settings."""
     kept = place(library, task, seed)
     if library == OURS:
         launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS)]
@@ -43,9 +43,15 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
     unfinished = kept.with_suffix(".unfinished")
     python, program = ROOT / ".venv-bench" / PEER / "bin" / "python", "benchmarks.contestants.stable_baselines_learning"
     subprocess.run([python, "-m", program, task, str(seed), str(steps), unfinished], cwd=ROOT, check=True)
-    installed = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
-    (RESULTS / PEER / "versions.txt").write_text(installed)
     unfinished.rename(kept)
+
+
+def keep_versions() -> None:
+    """Write what the peer's environment holds beside its runs."""
+    python = ROOT / ".venv-bench" / PEER / "bin" / "python"
+    installed = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    (RESULTS / PEER).mkdir(parents=True, exist_ok=True)
+    (RESULTS / PEER / "versions.txt").write_text(installed)
 
 
 def tabulate() -> None:
@@ -72,6 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not install(PEER):
         raise SystemExit(1)
+    keep_versions()
     for seed in range(arguments.seeds):
         for task in TASKS:
             for library in LABELS:

@@ -3,9 +3,9 @@
 
 `make results`, or `python -m benchmarks.results --jobs 2`, trains nine MuJoCo tasks by one set of hyperparameters for a
 million steps over ten seeds; `--study 10M` four of them for ten million over three; `--study classic` those of classic
-control over five. It can be stopped (Ctrl-C writes checkpoints) and started again:
-it goes on where it was, and runs that are there already are not repeated. Each leaves its progress.csv, and its
-run.toml with versions, in `results/`. After a change of settings, delete `runs/unfinished` first.
+control over five. It can be stopped (Ctrl-C writes checkpoints) and started again: it goes on where it was, and runs
+that are there already are not repeated. Each leaves its progress.csv, and its run.toml with versions, in `results/`.
+After a change of settings, delete `runs/unfinished` first.
 """
 
 import argparse
@@ -64,13 +64,13 @@ class Study:
 # Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
 # Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
 # Mean returns of test episodes: T, Tianshou (v3, 10 seeds) and X, XuanCe (v4), at the best moment; Z, rl-baselines3-zoo
-# (one run, at the end: of Acrobot after 1M steps, of MountainCarContinuous after 20k, of the others after 100k).
+# (one run, at the end: of Acrobot and MountainCar after 1M steps, MountainCarContinuous 20k, the others 100k).
 CLASSIC_CONTROL: dict[str, tuple[float | None, ...]] = {
     "CartPole-v1": (500,),
-    "Acrobot-v1": (-73.5,),
-    "Pendulum-v1": (-172,),
-    "MountainCar-v0": (None,),
-    "MountainCarContinuous-v0": (88,),
+    "Acrobot-v1": (-73.506,),
+    "Pendulum-v1": (-172.225,),
+    "MountainCar-v0": (-110.423,),
+    "MountainCarContinuous-v0": (88.343,),
 }
 STUDIES = {
     "1M": Study(
@@ -179,7 +179,7 @@ def tabulate(study: Study) -> None:
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
         values = scores.mean(), sample_deviation(scores), middle, low, high
-        numbers = ["" if np.isnan(value) else f"{value:.1f}" for value in values]
+        numbers = [rounded(value) for value in values]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)
         verdict = ["yes" if reached else "NO"] if published else []
@@ -205,13 +205,18 @@ def tabulate_tests(study: Study) -> None:
         returns = np.array([[test[step] for step in steps] for test in tests])
         best = int(returns.mean(0).argmax())
         highest = returns[:, best]
-        means = [f"{x:.1f}" for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
+        means = [rounded(x) for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
         known = ("" if score is None else f"{score:g}" for score in published)
         scores = zip(study.testers, published, strict=True)
         not_below = " ".join(name for name, x in scores if x is not None and highest.mean() >= x)
         rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, not_below])
     if rows:
         write(study.directory / "tests.csv", [header, *rows])
+
+
+def rounded(value: float) -> str:
+    """Return a number for a table; nothing for NaN, as the deviation of a single seed is."""
+    return "" if np.isnan(value) else f"{value:.1f}"
 
 
 def write(path: Path, table: Sequence[Sequence[str]]) -> None:
@@ -236,9 +241,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="TASK")
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
-    tasks = arguments.only or list(study.published)
-    if unknown := set(tasks) - set(study.published):
+    if unknown := set(arguments.only or ()) - set(study.published):
         parser.error(f"--only {' '.join(sorted(unknown))}: the tasks are {', '.join(study.published)}")
+    tasks = [task for task in study.published if task in (arguments.only or study.published)]
     seeds = range(arguments.seeds or study.seeds)
     train_all([(study, task, seed) for seed in seeds for task in tasks], arguments.jobs)
     tabulate(study)

@@ -107,15 +107,15 @@ TARGETS = [
     Target("paper's setting / environments alone", "paper", "environments", 0.38),
     Target("throughput setting / environments alone", "throughput", "environments", 0.7),
     Target("throughput setting / Sample Factory", "throughput", "sample_factory", 4.5),
-    Target("two ranks / one rank, same load per rank", "paper", "paper_1_rank", 1.9),
-    Target("  the same in the throughput setting", "throughput", "throughput_1_rank", 1.9),
+    Target("two ranks / one rank, same load per rank, paper's setting", "paper", "paper_1_rank", 1.9),
+    Target("two ranks / one rank, the throughput setting", "throughput", "throughput_1_rank", 1.9),
     Target("  two processes / one, environments alone", "environments", "environments_1"),
     Target("Pong: ours in bfloat16 / Stable-Baselines3", "pong_bfloat16", "pong_sb3", 5),
     Target("  Pong: ours in float32 / Stable-Baselines3", "pong", "pong_sb3"),
 ]
 COMMUNICATION = {
-    "paper": "communication / update (at most)",
-    "throughput": "  the same in the throughput setting (at most)",
+    "paper": "communication / update, paper's setting (at most)",
+    "throughput": "communication / update, the throughput setting (at most)",
 }
 MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
 

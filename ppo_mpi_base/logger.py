@@ -86,7 +86,7 @@ class Logger:
             self._csv.append(numbers)
             self._to_tensorboard(numbers)
         except OSError as error:
-            self._tensorboard = None  # its thread has ended; a later row opens another file
+            self._tensorboard = None  # its thread may have ended; a later row opens another file
             self.message(f"logs at {numbers['total_steps']:,} steps failed ({error.strerror}): training goes on")
         if self._console:
             self._console.show(numbers)
@@ -109,7 +109,7 @@ class Logger:
             self._console.message(text)
 
     def close(self) -> None:
-        """Show the last row, give the terminal back and close the files. Messages can follow."""
+        """Show the last row, give the terminal back and close the files. Messages can follow, but no row."""
         if self._console:
             self._console.close()
         if self._tensorboard is not None:
@@ -174,8 +174,8 @@ def _open_tensorboard(directory: Path, purge_step: int) -> SummaryWriter:
     # Imported here: it takes seconds, and every rank imports this module but only rank 0 needs a Logger.
     from torch.utils.tensorboard import SummaryWriter
 
-    # Room for some rows of scalars: with the default of 10, all ranks wait while its thread writes. Flushed often: an
-    # MPI_Abort ends the process at once, and with it what was not flushed.
+    # Room for many rows, should its thread lag: while the queue is full, all ranks wait. Flushed often: an MPI_Abort
+    # ends the process at once, and with it what was not flushed.
     return SummaryWriter(str(directory), purge_step=purge_step, max_queue=200, flush_secs=10)
 
 

@@ -2,7 +2,7 @@
 """Settings that are known to work, as keywords of `PPO()`: `PPO(**presets.mujoco(world().size), ...)`.
 
 Each is the same algorithm on any number of ranks that divides its environments and minibatches, which are shared out
-among them; on another number, nearly. `results/learning/` has what they reach.
+among them; on another number, nearly. `results/` has what they reach.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def mujoco_paper(ranks: int) -> dict[str, Any]:
 def classic_control(env_id: str, ranks: int) -> dict[str, Any]:
     """Return the setting for one of Gymnasium's classic control tasks, such as "CartPole-v1"; networks of 64x64.
 
-    Source: Pendulum's and what Acrobot has are near rl-baselines3-zoo's (github.com/DLR-RM/rl-baselines3-zoo), the rest
-    is this project's. `results/classic_control/` has what they reach.
+    Source: Pendulum's is near rl-baselines3-zoo's (github.com/DLR-RM/rl-baselines3-zoo), with normalized rewards and
+    annealed rates; the others are this project's.
     """
     return _CLASSIC_CONTROL.get(env_id.split("-")[0], discrete)(ranks)
 
@@ -120,7 +120,7 @@ def _pendulum(ranks: int) -> dict[str, Any]:
 
 
 def _mountain_car(ranks: int) -> dict[str, Any]:
-    return {**discrete(ranks), "gamma": 0.999}  # the flag is hundreds of steps away
+    return {**discrete(ranks), "gamma": 0.999}  # the flag is a hundred steps away and more
 
 
 def _mountain_car_continuous(ranks: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import tyro
@@ -38,6 +39,28 @@ def test_a_round_that_one_side_failed_has_no_ratio() -> None:
 
 def test_every_target_compares_contestants_that_exist() -> None:
     assert {name for target in run.TARGETS for name in (target.of, target.to)} <= set(run.ALL)
+    assert set(run.COMMUNICATION) <= set(run.ALL)
+
+
+def test_every_study_has_a_score_for_each_source_and_tester() -> None:
+    for study in results.STUDIES.values():
+        assert all(len(scores) == len(study.sources) for scores in study.published.values())
+        assert all(len(scores) == len(study.testers) for scores in study.tested.values())
+        for task in study.published:
+            assert gymnasium.spec(task) is not None
+
+
+def test_a_study_without_sources_has_no_verdict(tmp_path: Path) -> None:
+    study = results.Study(tmp_path, None, 1, (), {"CartPole-v1": ()}, testers=("Z",), tested={"CartPole-v1": (None,)})
+    path = study.place("CartPole-v1", 0)
+    path.parent.mkdir()
+    path.write_text("total_steps,episode_return,seconds,evaluation_return\n1,5,1,6\n2,7,2,8\n")
+    results.tabulate(study)
+    results.tabulate_tests(study)
+    header, row = (tmp_path / "scores.csv").read_text().splitlines()
+    assert header.endswith("seeds,median_seconds") and row == "CartPole-v1,7.0,,7.0,,,1,2"
+    header, row = (tmp_path / "tests.csv").read_text().splitlines()
+    assert header.endswith("seeds,Z,not_below") and row == "CartPole-v1,8.0,,8.0,2,1,,"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
 from ppo_mpi_base import logger as logger_module
 from ppo_mpi_base.errors import ConfigurationError
@@ -167,6 +168,33 @@ def test_tensorboard_gets_every_known_number_in_its_group(tmp_path):
         "mine/x": [(100, 3.0)],
         "charts/mine": [(100, 4.0)],
     }
+
+
+def test_a_row_is_one_event_whatever_it_holds(tmp_path):
+    with contextlib.closing(Logger(tmp_path, total_steps=1000, quiet=True)) as log:
+        log.log({"total_steps": 100, "x": math.inf, "y": 1, "z": 2})
+        log.log({"total_steps": 200, "x": math.nan})
+    (path,) = tmp_path.glob("events.out*")
+    events = list(EventFileLoader(str(path)).Load())
+    assert [[value.tag for value in event.summary.value] for event in events if event.step == 100] == [
+        ["charts/x", "charts/y", "charts/z"]
+    ]
+    assert scalars(tmp_path)["charts/x"] == [(100, math.inf)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread ends by it
+def test_a_full_disk_is_told_and_the_rows_come_later(tmp_path, capsys):
+    log = Logger(tmp_path, total_steps=1000)
+    with disk_full_after(1000):
+        for steps in range(400):
+            log.log({"total_steps": steps, "x": steps})
+    assert "steps failed (File too large): training goes on" in capsys.readouterr().out
+    for steps in (400, 401):  # the first one may still learn that TensorBoard's thread has ended
+        log.log({"total_steps": steps, "x": steps})
+    log.close()
+    _, rows = read_progress(tmp_path / "progress.csv")
+    assert [float(row["x"]) for row in rows] == list(range(402))
+    assert scalars(tmp_path)["charts/x"][-1] == (401, 401.0)
 
 
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):

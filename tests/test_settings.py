@@ -103,10 +103,24 @@ def test_an_unknown_environment_is_one_clear_line(env_id: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Taxi-v4"])
+CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
+
+
+@pytest.mark.parametrize("env_id", [*CLASSIC_CONTROL, "Taxi-v4"])
 def test_any_registered_environment_gets_valid_settings(env_id: str) -> None:
     for ranks in (1, 2, 3):
         Config(env_fn=mlp, network_fn=mlp, **tasks.settings(env_id, ranks))  # type: ignore[arg-type]
+
+
+def test_each_task_of_classic_control_gets_its_own() -> None:
+    chosen = {env_id: tasks.settings(f"{env_id}-v1", 2) for env_id in ("Acrobot", "Pendulum")}
+    chosen |= {env_id: tasks.settings(f"{env_id}-v0", 2) for env_id in ("MountainCar", "MountainCarContinuous")}
+    steps = [settings["total_steps"] for settings in chosen.values()]
+    assert steps == [300_000, 100_000, 300_000, 100_000]
+    assert {k: v for k, v in chosen["Acrobot"].items() if k != "total_steps"} == presets.discrete(2)
+    assert not chosen["Pendulum"]["normalize_observations"]
+    assert chosen["MountainCar"]["gamma"] == chosen["MountainCarContinuous"]["gamma"] == 0.999
+    assert "initial_log_std" not in chosen["MountainCar"] and chosen["MountainCarContinuous"]["initial_log_std"] == 1
 
 
 def test_observations_become_vectors() -> None:
