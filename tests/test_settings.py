@@ -116,7 +116,7 @@ def test_each_task_of_classic_control_gets_its_own() -> None:
     chosen = {env_id: tasks.settings(f"{env_id}-v1", 2) for env_id in ("Acrobot", "Pendulum")}
     chosen |= {env_id: tasks.settings(f"{env_id}-v0", 2) for env_id in ("MountainCar", "MountainCarContinuous")}
     steps = [settings["total_steps"] for settings in chosen.values()]
-    assert steps == [300_000, 100_000, 300_000, 100_000]
+    assert steps == [1_000_000, 100_000, 300_000, 100_000]
     assert {k: v for k, v in chosen["Acrobot"].items() if k != "total_steps"} == presets.discrete(2)
     assert not chosen["Pendulum"]["normalize_observations"]
     assert chosen["MountainCar"]["gamma"] == chosen["MountainCarContinuous"]["gamma"] == 0.999
