@@ -14,8 +14,7 @@ import numpy as np
 
 COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "barrier", "raise_together")
 COUNT, NAME, SINCE = range(3)
-NOTES = 16
-"""Numbers of which a rank uses the first three: ranks that wrote into one cache line would make each other wait."""
+NOTES = 3
 MESSAGE_TIME = 1.0
 """Seconds in which the stalled rank says where it is, before the others end the run."""
 SLEPT = 5.0
@@ -32,8 +31,8 @@ class Watch:
     the rest.
 
     Args:
-        notes: (ranks of this host, `NOTES`) float64 that they share: how often each entered or left, the collective's
-            number in `COLLECTIVES`, and when, on the clock of the host.
+        notes: (ranks of this host, 3) float64 that they share: how often each entered or left, the collective's number
+            in `COLLECTIVES`, and when, on the clock of the host.
         ranks: the number of each of these ranks in the run.
         own: the index of this rank among them.
         limit: seconds.
@@ -79,7 +78,7 @@ class Watch:
 
     def _astray(self, notes: np.ndarray) -> np.ndarray:
         """Say of each rank whether it is as far as this one, but in another collective, (ranks,) bool."""
-        count, name = notes[self._own, [COUNT, NAME]]
+        count, name, _ = notes[self._own]
         return (notes[:, COUNT] == count) & (notes[:, NAME] != name)
 
     def _tell_where(self, waiting: np.ndarray) -> None:
