@@ -50,7 +50,7 @@ class Study:
     published: dict[str, tuple[float | None, ...]]
     flags: tuple[str, ...] = ()
     testers: tuple[str, ...] = ()
-    tested: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    tested: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
@@ -65,7 +65,7 @@ class Study:
 # Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
 # Mean returns of test episodes: T, Tianshou (v3, 10 seeds) and X, XuanCe (v4), at the best moment; Z, rl-baselines3-zoo
 # (one run, at the end: of Acrobot and MountainCar after 1M steps, MountainCarContinuous 20k, the others 100k).
-CLASSIC_CONTROL: dict[str, tuple[float | None, ...]] = {
+CLASSIC_CONTROL: dict[str, tuple[float, ...]] = {
     "CartPole-v1": (500,),
     "Acrobot-v1": (-73.506,),
     "Pendulum-v1": (-172.225,),
@@ -89,9 +89,9 @@ STUDIES = {
             "InvertedPendulum-v4": (1000, None, 963),
             "InvertedDoublePendulum-v4": (8000, None, None),
         },
-        ("--evaluate-every", "100000"),
-        ("T", "X"),
-        {
+        flags=("--evaluate-every", "100000"),
+        testers=("T", "X"),
+        tested={
             "HalfCheetah-v4": (5784, 4628),
             "Hopper-v4": (2609, 3450),
             "Walker2d-v4": (3589, 4319),
@@ -112,13 +112,13 @@ STUDIES = {
     ),
     "classic": Study(
         RESULTS / "classic_control",
-        None,
-        5,
-        (),
-        dict.fromkeys(CLASSIC_CONTROL, ()),
-        ("--evaluate-every", "50000", "--evaluate-episodes", "100"),
-        ("Z",),
-        CLASSIC_CONTROL,
+        steps=None,
+        seeds=5,
+        sources=(),
+        published=dict.fromkeys(CLASSIC_CONTROL, ()),
+        flags=("--evaluate-every", "50000", "--evaluate-episodes", "100"),
+        testers=("Z",),
+        tested=CLASSIC_CONTROL,
     ),
 }
 
@@ -206,9 +206,8 @@ def tabulate_tests(study: Study) -> None:
         best = int(returns.mean(0).argmax())
         highest = returns[:, best]
         means = [rounded(x) for x in (highest.mean(), sample_deviation(highest), returns[:, -1].mean())]
-        known = ("" if score is None else f"{score:g}" for score in published)
-        scores = zip(study.testers, published, strict=True)
-        not_below = " ".join(name for name, x in scores if x is not None and highest.mean() >= x)
+        known = (f"{score:g}" for score in published)
+        not_below = " ".join(name for name, x in zip(study.testers, published, strict=True) if highest.mean() >= x)
         rows.append([task, *means, f"{steps[best]:.0f}", str(len(tests)), *known, not_below])
     if rows:
         write(study.directory / "tests.csv", [header, *rows])

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ppo_mpi_base.comparison import References
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.files import write_output
 
 BLUE = "#0072B2"  # of Okabe and Ito's palette: told from its other colours by readers of any colour vision
 DARK, LIGHT = "#333333", "#E5E5E5"
@@ -45,16 +45,7 @@ def save_figure(figure: Figure, path: Path, argument: str, dpi: int) -> None:
         figure.savefig(picture, dpi=dpi, format=path.suffix[1:] or "png")
     except ValueError as error:  # an ending that is no format
         raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error})") from error
-    write_file(path, picture.getvalue(), argument)
-
-
-def write_file(path: Path, content: bytes, argument: str) -> None:
-    """Write a file, whole or not at all, and its directory, or name the argument that gave the path."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error.strerror})") from error
+    write_output(argument, path, picture.getvalue())
 
 
 def save_png_and_svg(figure: Figure, output: Path) -> list[Path]:

@@ -25,6 +25,19 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def write_output(argument: str, path: Path, content: bytes) -> None:
+    """Write a file whole, and its directory where that is missing.
+
+    Raises:
+        ConfigurationError: it cannot be written; the message names the argument that gave the path.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error.strerror})") from error
+
+
 def set_aside(path: Path) -> None:
     """Rename a file or directory to the first free one of name.1.ending, name.2.ending, ...: nothing is lost."""
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))

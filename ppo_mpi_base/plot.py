@@ -34,8 +34,8 @@ from ppo_mpi_base.figures import (
     save_png_and_svg,
     shrink_text,
     style_axes,
-    write_file,
 )
+from ppo_mpi_base.files import write_output
 from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_groups
 
 FEW = 30  # up to so many points get dots: the line between two of them was not measured
@@ -175,7 +175,7 @@ def compare_runs(
         draw_note(figure, note, True, references)
         save_png_and_svg(figure, path)
     numbers = json.dumps(comparison.to_dict(), indent=1) + "\n"
-    write_file(path.with_name(path.name + ".json"), numbers.encode(), "output")
+    write_output("output", path.with_name(path.name + ".json"), numbers.encode())
     return comparison
 
 

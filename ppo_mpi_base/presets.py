@@ -110,7 +110,7 @@ def _pendulum(ranks: int) -> dict[str, Any]:
     return {
         **_shared_out(ranks, environments=4, length=1024, minibatch=64),
         **_NORMALIZED,
-        "normalize_observations": False,  # with it some seeds never swing the pendulum up
+        "normalize_observations": False,  # with it some seeds end at -700 instead of -200
         "train_pi_epochs": 10,
         "train_v_epochs": 10,
         "pi_lr": 1e-3,

@@ -51,7 +51,7 @@ def test_every_study_has_a_score_for_each_source_and_tester() -> None:
 
 
 def test_a_study_without_sources_has_no_verdict(tmp_path: Path) -> None:
-    study = results.Study(tmp_path, None, 1, (), {"CartPole-v1": ()}, testers=("Z",), tested={"CartPole-v1": (None,)})
+    study = results.Study(tmp_path, None, 1, (), {"CartPole-v1": ()}, testers=("Z",), tested={"CartPole-v1": (9,)})
     path = study.place("CartPole-v1", 0)
     path.parent.mkdir()
     path.write_text("total_steps,episode_return,seconds,evaluation_return\n1,5,1,6\n2,7,2,8\n")
@@ -60,7 +60,7 @@ def test_a_study_without_sources_has_no_verdict(tmp_path: Path) -> None:
     header, row = (tmp_path / "scores.csv").read_text().splitlines()
     assert header.endswith("seeds,median_seconds") and row == "CartPole-v1,7.0,,7.0,,,1,2"
     header, row = (tmp_path / "tests.csv").read_text().splitlines()
-    assert header.endswith("seeds,Z,not_below") and row == "CartPole-v1,8.0,,8.0,2,1,,"
+    assert header.endswith("seeds,Z,not_below") and row == "CartPole-v1,8.0,,8.0,2,1,9,"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
