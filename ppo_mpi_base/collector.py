@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Collector:
         config: Config,
         environments: Environments,
         actor_critic: ActorCritic,
-        act: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        act: Callable[[Tensor, Tensor, Sequence[Tensor]], None],
         storage: Storage,
         reports: Reports,
         first_global_index: int,
@@ -54,20 +54,21 @@ class Collector:
         """Fill the storage: the inner loop of all training. Collective: call on all ranks."""
         storage, environments, act, seconds = self.storage, self.environments, self.act, self.reports.seconds
         noise = storage.noise(self.config.seed, self.first_global_index, iteration).to(self.device)
-        columns = torch.as_tensor(storage.observations[:-1]), noise, storage.actions
+        columns = [torch.as_tensor(storage.observations[:-1]), noise, storage.actions]
+        if self.actor_critic.value_network is None:  # one network for both gives these with the actions
+            columns += storage.log_probs, storage.values
         # All rows at once: to look up one takes as long as a tenth of the policy's forward pass.
         rows = zip(*(column.unbind() for column in columns), strict=True)
+        sent = torch.zeros_like(storage.actions[0])
+        sent_array = sent.numpy()
         episodes = []
         storage.begin()
         clock = time.perf_counter
-        for t, (seen, noise_of_step, chosen) in enumerate(rows):
+        for t, (seen, noise_of_step, actions, *evaluated) in enumerate(rows):
             started = clock()
-            actions, sent, *evaluated = act(seen.to(self.device), noise_of_step)
-            chosen.copy_(actions)
-            if evaluated:
-                storage.log_probs[t], storage.values[t] = evaluated
+            act(seen, noise_of_step, (actions, sent, *evaluated))
             decided = clock()
-            step = environments.step(sent.cpu().numpy(), storage.observations[t + 1])
+            step = environments.step(sent_array, storage.observations[t + 1])
             storage.put(t, step.rewards, step.terminated, step.truncated)
             storage.keep_final(t, step.final_observations)
             episodes += step.episodes

@@ -117,7 +117,7 @@ class Gradients:
         self._weights = _cast_weights(objective.actor_critic)
         self._cast = {name: weight.detach().to(torch.bfloat16) for name, weight in self._weights.items()}
         self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
-        self._acted: tuple[Tensor, ...] | None = None
+        self._acted: tuple[Tensor, ...] | None = None  # on a device with a memory of its own
 
     @torch.no_grad()
     def begin_rollout(self) -> None:
@@ -135,17 +135,23 @@ class Gradients:
         with torch.no_grad():
             addition(self.flat.message, self.flat.data, *batch[:-1], *batch.extras.values(), *coefficients.values())
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Return sampled actions for observations (N, ...), and what the environments get.
+    def act(self, observations: Tensor, noise: Tensor, out: Sequence[Tensor]) -> None:
+        """Sample actions for observations (N, ...); overwrite `out` by them, and by what the environments get.
 
-        Where one network gives policy and value, also the actions' log-probabilities and the values, (N,) each. The
-        next call writes into the same tensors.
+        Where one network gives policy and value, also by the actions' log-probabilities and the values, (N,) each.
+        Noise is on the networks' device, all else in the host's memory. On a CPU the policy's own call writes there: each
+        operation more is slow, after environments have emptied the processor's caches.
         """
+        device = noise.device
         with torch.no_grad():
-            if self._acted is None or len(self._acted[0]) != len(observations):
-                self._acted = _Acting(self.objective.actor_critic)(observations, noise)
-            self._acting(*self._acted, observations, noise)
-        return self._acted
+            if device.type == "cpu":
+                self._acting(*out, observations, noise)
+                return
+            if self._acted is None:
+                self._acted = tuple(torch.empty_like(x, device=device) for x in out)
+            self._acting(*self._acted, observations.to(device), noise)
+            for x, acted in zip(out, self._acted, strict=True):
+                x.copy_(acted)
 
     def _addition(self, idle: frozenset[str], weight: float, extras: list[str], coefficients: list[str]) -> InPlace:
         """Return the function of the message, the parameters and a minibatch's tensors that adds to the message."""
@@ -207,7 +213,7 @@ def _cast_weights(actor_critic: ActorCritic) -> dict[str, Tensor]:
 
 
 def _acting(actor_critic: ActorCritic, weights: dict[str, Tensor]) -> InPlace:
-    """Return the function that overwrites what `_Acting` returned before, for observations and noise."""
+    """Return the function that overwrites tensors by what `_Acting` returns for observations and noise."""
     module = _Acting(actor_critic)
 
     def act(*tensors: Tensor) -> None:

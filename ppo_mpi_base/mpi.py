@@ -19,22 +19,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.launchers import SIZELESS, is_child, launched, mark_as_rank
 from ppo_mpi_base.watch import NOTES, Watch
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-# What launchers tell the processes that they start: (number of processes, rank). Slurm's SLURM_NTASKS would be a false
-# alarm, since it also stands in the shells of salloc and sbatch; only srun sets the figures of a step. It comes last
-# because mpiexec itself starts its helpers by srun, one on a host.
-_LAUNCHERS = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
-_SIZELESS = ("PMIX_RANK", "PMI_ID")  # launchers that tell a process its rank only
-_RANK_PROCESS = "PPO_MPI_BASE_RANK_PROCESS"  # set by us to a rank's process id, so that its children know their parent
 _FAILED = 31999  # the tag of the message by which a failing rank tells the higher ones
 _SAME_MOMENT = 0.25  # seconds in which ranks count as failing together: longer than an Abort takes to end a rank
 _DRAIN = 0.25  # seconds for the launcher to read our last lines, which MPICH's mpiexec else drops at an Abort
@@ -190,7 +180,7 @@ class fail_together:  # noqa: N801 (used like a function, as contextlib.suppress
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._together and error is not None and not _is_child():
+        if self._together and error is not None and not is_child():
             _end_all_ranks(error)
 
 
@@ -205,31 +195,14 @@ def own_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def _launched() -> tuple[str, int, int]:
-    """Return what a launcher says: the variable that says it, the number of processes, this one's rank."""
-    for size, rank in _LAUNCHERS:
-        if os.environ.get(size, "").isdigit():
-            return size, int(os.environ[size]), int(os.environ.get(rank, "0"))
-    for variable in _SIZELESS:
-        if os.environ.get(variable, "").isdigit():
-            return variable, int(os.environ[variable]) + 1, int(os.environ[variable])
-    return "", 1, 0
-
-
-def _is_child() -> bool:
-    # A rank's subprocess, an environment worker for one, inherits the launcher's variables but is no rank: MPI would
-    # hang there.
-    return os.environ.get(_RANK_PROCESS, str(os.getpid())) != str(os.getpid())
-
-
 def _load_mpi() -> ModuleType | None:
     """Return mpi4py's MPI, initialized, or None for a process that runs alone.
 
     A process without a launcher never loads MPI: it needs none, some clusters kill it on their login nodes, and forked
     environment workers do not get on with it.
     """
-    variable, size, _ = _launched()
-    if _is_child() or (size == 1 and variable not in _SIZELESS and "mpi4py.MPI" not in sys.modules):
+    variable, size, _ = launched()
+    if is_child() or (size == 1 and variable not in SIZELESS and "mpi4py.MPI" not in sys.modules):
         return None
     # MPICH would change to another algorithm after a few reductions on a host, which adds up three or more ranks
     # in another order, so that a run that goes on from a checkpoint would differ in its last bits; and takes longer.
@@ -260,7 +233,7 @@ def _load_mpi() -> ModuleType | None:
         )
     if MPI.COMM_WORLD.size == 1:
         return None
-    os.environ[_RANK_PROCESS] = str(os.getpid())
+    mark_as_rank()
     return MPI
 
 
@@ -283,7 +256,7 @@ def _end_all_ranks(error: BaseException) -> NoReturn:
 def _speaks(error: BaseException) -> bool:
     """Return whether this rank prints the error, waiting a moment for a lower rank that also fails."""
     if _mpi is None:
-        return _launched()[2] == 0
+        return launched()[2] == 0
     comm = _mpi.COMM_WORLD
     if getattr(error, "collective", False):
         return bool(comm.rank == 0)
@@ -310,7 +283,7 @@ def _report(error: BaseException) -> str:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if _is_child():
+    if is_child():
         sys.__excepthook__(kind, error, trace)
     else:
         _end_all_ranks(error)
@@ -331,7 +304,7 @@ def _at_exit() -> None:
 
     Leaving alone would hang, for the others may wait for this rank. A forked child must not even try.
     """
-    if _is_child() or _mpi.Is_finalized():
+    if is_child() or _mpi.Is_finalized():
         return
     if _exit_status not in (None, 0) or hasattr(sys, "last_value"):
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "barrier", "raise_together")
+NUMBERS = {name: float(k) for k, name in enumerate(COLLECTIVES)}
 COUNT, NAME, SINCE = range(3)
 NOTES = 3
 MESSAGE_TIME = 1.0
@@ -39,7 +40,9 @@ class Watch:
     """
 
     def __init__(self, notes: np.ndarray, ranks: Sequence[int], own: int, limit: float) -> None:
-        self._notes, self._own_notes, self._ranks, self._own, self._limit = notes, notes[own], ranks, own, limit
+        self._notes, self._ranks, self._own, self._limit = notes, ranks, own, limit
+        # What `enter` and `leave` write: they are called for each message, and NumPy takes several times as long.
+        self._own_notes, self._count = memoryview(notes[own]).cast("B").cast("d"), 0.0
         self._main = threading.main_thread().ident
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -52,12 +55,14 @@ class Watch:
 
     def enter(self, name: str) -> None:
         """Note that this rank waits in a collective, one of `COLLECTIVES`, from now on."""
-        self._own_notes[NAME], self._own_notes[SINCE] = COLLECTIVES.index(name), time.monotonic()
-        self._own_notes[COUNT] += 1
+        self._own_notes[NAME], self._own_notes[SINCE] = NUMBERS[name], time.monotonic()
+        self._count += 1.0
+        self._own_notes[COUNT] = self._count
 
     def leave(self) -> None:
         """Note that it does not any more."""
-        self._own_notes[COUNT] += 1
+        self._count += 1.0
+        self._own_notes[COUNT] = self._count
 
     def _look(self) -> None:
         period, told = min(1.0, self._limit / 4), False

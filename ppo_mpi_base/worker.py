@@ -18,13 +18,13 @@ from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.evaluate import check_environments, evaluate
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
 from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.memory import keep_freed_memory
 from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
+from ppo_mpi_base.periodic_evaluation import PeriodicEvaluation
 from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
 from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, minibatch_order
@@ -42,10 +42,6 @@ COMPARE_EVERY = 10
 """Iterations between two comparisons of the parameters over ranks."""
 SAVE, END, INTERRUPT = 1.0, 2.0, 3.0
 """What a rank wants after an iteration: a checkpoint, the end of the run, its end as one to be continued."""
-
-
-class _Abandoned(Exception):  # noqa: N818 (no error)
-    """An evaluation that a signal has left no time for."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +86,13 @@ class Worker:
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
-        if config.evaluate_every is not None:
-            of_env_fn = config.env_fn, config.env_kwargs, config.state_processing_hook
-            together(ranks, lambda: check_environments(self.actor_critic, *of_env_fn))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
         share_cores(ranks, len(self.flat.data))
         keep_freed_memory()
         self.reports = together(ranks, lambda: Reports(config, ranks))
+        self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
         spaces = self.environments.observation_space, self.environments.action_space
@@ -287,7 +281,8 @@ class Worker:
             seen = self.storage.observations[:-1]
             self.observation_moments.update(seen.reshape(-1, *seen.shape[2:]), self.ranks)
             self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
-        evaluation = self._evaluation()
+        before = self.total_steps - self.steps_per_iteration
+        evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
         row = {**self._row(rollout), **evaluation}
         self._anneal()
         for hook in config.hooks:
@@ -319,33 +314,6 @@ class Worker:
         if wanted == END and not done:
             self.reports.tell(f"ended by a hook at {self.total_steps:,} steps")
         return self.over or wanted == SAVE
-
-    def _evaluation(self) -> dict[str, float]:
-        """Return the columns of an evaluation where this iteration has come to a multiple of `evaluate_every`."""
-        config, every = self.config, self.config.evaluate_every
-        if every is None or self.total_steps // every == (self.total_steps - self.steps_per_iteration) // every:
-            return {}
-        try:
-            evaluation = evaluate(
-                self.actor_critic,
-                config.env_fn,
-                env_kwargs=config.env_kwargs,
-                episodes=config.evaluate_episodes,
-                seed=config.seed,
-                max_ep_len=config.max_ep_len,
-                state_processing_hook=config.state_processing_hook,
-                ranks=self.ranks,
-                progress=self._abandon_if_pressing,
-            )
-        except _Abandoned:
-            self.reports.tell(f"evaluation at {self.total_steps:,} steps left out: there is no time before the end")
-            return {}
-        self.reports.tell(f"evaluation at {self.total_steps:,} steps: {evaluation}")
-        return {"evaluation_return": evaluation.mean, "evaluation_length": evaluation.mean_length}
-
-    def _abandon_if_pressing(self, episodes: int) -> None:
-        if self.ranks.max(float(self.interruption.pressing)):
-            raise _Abandoned
 
     def _save_policy(self, which: str, episode_return: float) -> None:
         try:

@@ -143,13 +143,17 @@ def test_weights_that_are_cast_once_a_rollout_act_as_those_that_autocast_casts(c
     gradients = Gradients(Objective(actor_critic, ppo_losses, []), flat, compiler)
     seen = torch.randint(0, 256, (5, *images.shape), dtype=torch.uint8)
     noise = torch.as_tensor(action_noise(Discrete(3), np.random.default_rng(0), 5), dtype=torch.float32)
+    numbers, chosen = torch.zeros(5), torch.zeros(5, dtype=torch.int64)
+    acted = chosen, chosen.clone(), numbers, numbers.clone()
     for _ in range(2):
         gradients.begin_rollout()
         with torch.no_grad():
             wanted = actor_critic.act_and_evaluate(seen, noise)
-            torch.testing.assert_close(gradients.act(seen, noise), wanted, rtol=2**-7, atol=2**-7)
+            gradients.act(seen, noise, acted)
+            torch.testing.assert_close(acted, wanted, rtol=2**-7, atol=2**-7)
             flat.data.mul_(-1.5)  # as an update: the next rollout acts by it
-    assert not torch.allclose(gradients.act(seen, noise)[3], actor_critic.value(seen), rtol=0.1)
+    gradients.act(seen, noise, acted)
+    assert not torch.allclose(acted[3], actor_critic.value(seen), rtol=0.1)
 
 
 @needs_a_compiler
@@ -182,7 +186,9 @@ def test_compiled_equals_eager_after_20_updates(
         assert flat.attached()
         seen = batches[0].observations[:5]
         noise = torch.as_tensor(action_noise(actions, np.random.default_rng(0), 5), dtype=torch.float32)
-        acted = gradients.act(seen, noise) if network_fn is mlp else (torch.zeros(1),)
+        acted = torch.zeros_like(noise), torch.zeros_like(noise)
+        if network_fn is mlp:
+            gradients.act(seen, noise, acted)
         results.append((flat.data, torch.stack(statistics), acted))
     assert told == []
     (wanted, wanted_statistics, wanted_acted), (found, found_statistics, found_acted) = results

@@ -44,12 +44,13 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
 
     n, samples = config.environments_per_rank, config.rollout_length_per_worker * config.environments_per_rank
     observations, noise = rollout.observations[0], torch.zeros_like(rollout.actions[0])
+    acted = torch.zeros_like(noise), torch.zeros_like(noise)
     actions, out = cycle(rollout.actions.clamp(-1, 1).numpy().copy()), np.empty_like(worker.storage.observations[0])
     generators = [np.random.default_rng(i) for i in range(n)]
     orders = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
     epochs = rollout.epochs(orders, config.minibatch_size)
 
-    inference = microseconds(lambda: worker.gradients.act(observations, noise), seconds)
+    inference = microseconds(lambda: worker.gradients.act(observations, noise, acted), seconds)
     return {
         "inference": inference,
         "iteration": statistics.median(between_updates(worker, inference) for _ in range(ITERATIONS)),
