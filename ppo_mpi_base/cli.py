@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-from tyro.conf import Positional, arg
+try:
+    import tyro
+    from tyro.conf import Positional, arg
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"ppo-mpi: {missing.name} is missing: pip install 'ppo_mpi_base[cli]'") from missing
 
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.config import Config
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ranks = world()
     with fail_together(ranks):
         defaults = settings.for_run(_named(given), ranks.size)
+        if ranks.is_root:
+            _tell_other_ranks(_named(given), ranks.size)
         commands: dict[str, Callable[..., Any]] = {
             "train": settings.flags(defaults),
             "evaluate": evaluate,
@@ -89,6 +94,18 @@ def _named(arguments: list[str]) -> str:
     if arguments[:1] != ["train"] or len(arguments) < 2 or arguments[1].startswith("-"):
         return "CartPole-v1"  # shown by `train --help`
     return arguments[1]
+
+
+def _tell_other_ranks(env_id_or_file: str, ranks: int) -> None:
+    """Say it where a file is that of a run with another number of ranks: its settings are those of each rank."""
+    before = run_file.ranks_of(Path(env_id_or_file)) if env_id_or_file.endswith(".toml") else None
+    if before is not None and before != ranks:
+        print(
+            f"ppo-mpi: the run of {env_id_or_file} had {before} rank{'s' * (before > 1)}, this one has {ranks}; "
+            "environments and minibatches are those of each rank, so it is not the same run",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def train(chosen: dict[str, Any]) -> None:

@@ -139,8 +139,8 @@ class Gradients:
         """Sample actions for observations (N, ...); overwrite `out` by them, and by what the environments get.
 
         Where one network gives policy and value, also by the actions' log-probabilities and the values, (N,) each.
-        Noise is on the networks' device, all else in the host's memory. On a CPU the policy's own call writes there: each
-        operation more is slow, after environments have emptied the processor's caches.
+        Noise is on the networks' device, all else in the host's memory. On a CPU the policy's own call writes there:
+        after environments have emptied the processor's caches, each further operation is slow.
         """
         device = noise.device
         with torch.no_grad():

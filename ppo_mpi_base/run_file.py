@@ -29,9 +29,7 @@ PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "
 def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
     """Write settings and facts, whole or not at all; on rank 0 only."""
     written = {name: NONE if value is None else value for name, value in settings.items()}
-    header = (
-        "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again; [facts] are read by nobody.\n"
-    )
+    header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
     write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
 
 
@@ -41,14 +39,29 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it is missing or no TOML.
     """
+    content = _content(path)
+    content.pop(FACTS, None)
+    return {name: None if value == NONE else value for name, value in content.items()}
+
+
+def ranks_of(path: Path) -> int | None:
+    """Return how many ranks the run of a file had; None of a file by hand, which says nothing of them.
+
+    Raises:
+        ConfigurationError: it is missing or no TOML.
+    """
+    noted = _content(path).get(FACTS)
+    ranks = noted.get("ranks") if isinstance(noted, dict) else None
+    return ranks if isinstance(ranks, int) else None
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
-    content.pop(FACTS, None)
-    return {name: None if value == NONE else value for name, value in content.items()}
 
 
 def facts(ranks: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.keywords import field_docstrings
 
-ENV_ID = "A Gymnasium id, whose tuned settings are the defaults here; or a run's file, such as runs/.../run.toml."
+ENV_ID = "A Gymnasium id, whose preset gives the defaults here; or a run's file, such as runs/.../run.toml."
 OWN: dict[str, tuple[Any, Any, str]] = {
     "hidden": (
         tuple[int, ...],
@@ -37,9 +37,9 @@ def for_run(env_id_or_file: str, ranks: int) -> dict[str, Any]:
     """Return the settings with which a run begins, unless flags say otherwise.
 
     Args:
-        env_id_or_file: a Gymnasium id, whose tuned settings these are; or a TOML file, whose keys are names of flags
-            and `env_id`, on top of the tuned ones.
-        ranks: R, among which a tuned setting's environments and minibatches are shared out.
+        env_id_or_file: a Gymnasium id, whose preset these are; or a TOML file, whose keys are names of flags and
+            `env_id`, on top of the preset.
+        ranks: R, among which a preset's environments and minibatches are shared out.
 
     Raises:
         ConfigurationError: there is no such environment or file, or the file has a key that is no setting.

@@ -344,8 +344,10 @@ class Worker:
             **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
             **self.reports.times_row(self.total_steps),
         }
-        if self._external_loss is not None:
-            row["external_loss"] = float(self._external_loss)
+        if self.config.external_update_callback is not None:
+            returned = [float(loss) for loss in self.ranks.gather_all(self._external_loss) if loss is not None]
+            if returned:
+                row["external_loss"] = sum(returned) / len(returned)
         return row
 
     def result(self) -> Result:

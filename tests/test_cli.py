@@ -48,6 +48,24 @@ def test_a_run_leaves_its_file_which_starts_it_again(trained: Path, tmp_path: Pa
     assert "seed = 5" in (tmp_path / "run.toml").read_text() and "seed = 1\n" in (tmp_path / "run.1.toml").read_text()
 
 
+def test_on_other_ranks_it_is_not_the_same_run_and_a_line_says_so(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text((trained / "seed0" / "run.toml").read_text())
+    cli.main(["train", str(file), "--directory", str(tmp_path / "same")])
+    assert "not the same run" not in capsys.readouterr().err
+    file.write_text(file.read_text().replace("ranks = 1", "ranks = 2"))
+    cli.main(["train", str(file), "--directory", str(tmp_path / "other")])
+    told = [line for line in capsys.readouterr().err.splitlines() if "not the same run" in line]
+    assert len(told) == 1 and "had 2 ranks, this one has 1" in told[0]
+
+
+def test_without_tyro_one_line_says_what_to_install() -> None:
+    hidden = "import sys; sys.modules['tyro'] = None; import ppo_mpi_base.cli"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "ppo-mpi: tyro is missing: pip install 'ppo_mpi_base[cli]'\n"
+
+
 def test_a_wrong_value_leaves_a_former_runs_file_alone(trained: Path) -> None:
     file = trained / "seed0" / "run.toml"
     before = file.read_text()

@@ -94,14 +94,15 @@ class Watch(Hooks):
         self.rnd = rnd
 
     def on_rollout(self, worker, rollout):
-        self.bonus = (rollout.rewards + 1).mean().item()
+        added = worker.ranks.gather_all((rollout.rewards + 1).mean().item())
+        self.added = sum(added) / len(added)
         self.lowest = (rollout.rewards + 1).min().item()
 
     def on_iteration(self, worker, statistics):
         batch = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             error = (self.rnd.predictor(batch) - self.rnd.target(batch)).square().mean().item()
-        statistics.update(error=error, bonus=self.bonus, lowest=self.lowest)
+        statistics.update(error=error, added=self.added, lowest=self.lowest)
         mine, *others = worker.ranks.gather_all(tuple(
             tensor.numpy().tobytes() for tensor in (self.rnd.flat.data, *self.rnd.target.state_dict().values())
         ))
@@ -112,6 +113,7 @@ kl_penalty_ppo(target=1e-6, **settings("above", pi_lr=3e-2))
 kl_penalty_ppo(target=1e3, **settings("below"))
 adaptive_ppo(target=1e-6, **settings("falls", pi_lr=1e-2))
 adaptive_ppo(target=1e3, **settings("rises", pi_lr=1e-4))
+adaptive_ppo(target=1e3, **settings("annealed", pi_lr=1e-4, anneal_lr=True))
 rnd_ppo(coefficient=0.1, **settings("rnd", "MountainCar-v0"))
 rnd = RandomNetworkDistillation()
 PPO(hooks=[rnd, Watch(rnd)], **settings("watched", "MountainCar-v0"))
@@ -137,10 +139,11 @@ def test_the_kl_penalty_doubles_above_its_target_and_halves_below(variants: Path
 
 @pytest.mark.timeout(300)
 def test_the_learning_rate_follows_the_kl_within_its_bounds(variants: Path) -> None:
-    falls, rises = (rows(variants / name / "progress.csv") for name in ("falls", "rises"))
+    falls, rises, annealed = (rows(variants / name / "progress.csv") for name in ("falls", "rises", "annealed"))
     assert [row["learning_rate_policy"] for row in falls] == pytest.approx([1e-2 / 1.5**k for k in range(8)])
     assert [row["learning_rate_policy"] for row in rises] == pytest.approx([1e-4 * 1.5**k for k in range(8)])
     assert {row["learning_rate_value"] for row in falls + rises} == {1e-3}
+    assert [row["learning_rate_policy"] for row in annealed] == [row["learning_rate_policy"] for row in rises]
 
 
 @pytest.mark.timeout(300)
@@ -149,4 +152,5 @@ def test_random_network_distillation_rewards_novelty_that_wears_off(variants: Pa
     errors = [row["error"] for row in found]
     assert errors[-1] < 0.9 * errors[0]
     assert all(row["bonus"] > 1e-3 and row["lowest"] >= 0 for row in found)
+    assert [row["bonus"] for row in found] == pytest.approx([row["added"] for row in found], rel=1e-5)
     assert len(rows(variants / "rnd" / "progress.csv")) == 8

@@ -66,6 +66,7 @@ def test_a_file_gives_back_every_setting(tmp_path: Path) -> None:
     again = settings.for_run(str(tmp_path / "run.toml"), 2)
     read = tyro.cli(settings.flags(again), args=[str(tmp_path / "run.toml")])
     assert {**dataclasses.asdict(read), "env_id": again["env_id"]} == chosen
+    assert run_file.ranks_of(tmp_path / "run.toml") == 2
     facts = tomllib.loads((tmp_path / "run.toml").read_text())["facts"]
     assert facts["ranks"] == 2 and facts["host"]["cores"] >= 1 and facts["command"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -77,6 +78,7 @@ def test_a_file_by_hand_is_on_top_of_the_tasks_settings(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text('env_id = "CartPole-v1"\nlam = 0.5\n')
     assert settings.for_run(str(path), 1) == {**settings.for_run("CartPole-v1", 1), "lam": 0.5}
+    assert run_file.ranks_of(path) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from typing import Any
 
 import gymnasium
+import torch
 
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
@@ -17,16 +18,25 @@ class AdaptiveLearningRate(Hooks):
     def __init__(self, target: float = 0.01, lowest: float = 1e-5, highest: float = 1e-2) -> None:
         self.target, self.lowest, self.highest = target, lowest, highest
 
+    def on_start(self, worker: Worker) -> None:
+        """Begin with `pi_lr`, and keep the rate here, since `anneal_lr` sets the worker's anew."""
+        self.rate = torch.tensor(worker.config.pi_lr, dtype=torch.float64)
+
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare the last epoch's KL, which is equal on all ranks, with the target."""
         if "kl" not in statistics:  # nothing was learned in this iteration
             return
-        rate = worker.learning_rates["policy"]
+        rate = self.rate.item()
         if statistics["kl"] > 2 * self.target:
             rate = max(self.lowest, rate / 1.5)
         elif statistics["kl"] < self.target / 2:
             rate = min(self.highest, rate * 1.5)
+        self.rate.fill_(rate)
         worker.learning_rates["policy"] = rate
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a resumed run needs."""
+        return {"rate": self.rate}
 
 
 def adaptive_ppo(target: float = 0.01, **keywords: Any) -> Result:

@@ -37,12 +37,18 @@ class RandomNetworkDistillation(Hooks):
         inputs = ((seen - mean) / std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP).to(self.flat.data.dtype)
         errors = (self.predictor(inputs) - self.target(inputs).detach()).square().mean(-1)
         self.errors.update(errors.detach().numpy(), worker.ranks)
-        novelty = errors.detach() / float(self.errors.std)
-        rollout.rewards += self.coefficient * novelty.view_as(rollout.rewards)
+        bonus = self.coefficient * errors.detach() / float(self.errors.std)
+        rollout.rewards += bonus.view_as(rollout.rewards)
+        self.bonus = bonus.mean().double().numpy().reshape(1)
+        worker.ranks.mean_(self.bonus)
         self.flat.message.zero_()
         errors.mean().backward()
         worker.ranks.mean_(self.flat.gradient.numpy())
         self.optimizer.step({"predictor": self.learning_rate})
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Log the bonus, which no return counts."""
+        statistics["bonus"] = float(self.bonus[0])
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that a resumed run needs; the target is drawn from the seed again."""

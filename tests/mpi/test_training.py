@@ -353,11 +353,13 @@ PPO(total_steps=1e9, env_fn=lambda: Blind(gymnasium.make("Pendulum-v1")), use_ve
 ENDING = """
 class Ending(Hooks):
     def on_iteration(self, worker, statistics):
+        assert statistics["external_loss"] == 1  # of the one rank that gives any
         if worker.iteration == 2 and rank == 1:
             worker.end()
 
 
-result = PPO(total_steps=1e9, env_fn=lambda: gymnasium.make("CartPole-v1"), hooks=[Ending()], **keywords)
+result = PPO(total_steps=1e9, env_fn=lambda: gymnasium.make("CartPole-v1"), hooks=[Ending()],
+             external_update_callback=lambda: rank if rank > 0 else None, **keywords)
 print(f"{rank} ended at {result.total_steps}\\n", end="", flush=True)
 """
 
