@@ -132,6 +132,7 @@ class Checkpoints:
         facts, arrays = found
         try:
             _check_same(description(worker), facts)
+            arrays.update(_other_coefficients(worker, facts))
             _fill(state(worker), arrays)
             continue_from(worker, facts, arrays)
         except ConfigurationError as reason:
@@ -170,6 +171,22 @@ def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
                 f"resume: the checkpoint's {name} are not this run's ({found} instead of {wanted}): "
                 "it belongs to another network or space; choose another save_location, or resume=False"
             )
+
+
+def _other_coefficients(worker: Worker, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return, as arrays of a checkpoint, the coefficients that keywords set to other values than before."""
+    changed = _changed(worker, facts)
+    if "anneal_clip_ratio" in changed:
+        changed.append("clip_ratio")
+    return {f"coefficients/{name}": np.array(x) for name, x in worker.config.coefficients.items() if name in changed}
+
+
+def _changed(worker: Worker, facts: dict[str, Any]) -> list[str]:
+    """Return which keywords of rates and coefficients are not as in the run that wrote a checkpoint."""
+    if "keywords" not in facts:  # by an earlier version
+        return []
+    before, now = facts["keywords"], keywords(worker)
+    return [name for name in now if name not in before or before[name] != now[name]]
 
 
 def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
@@ -218,6 +235,19 @@ def progress(worker: Worker) -> dict[str, Any]:
         "environments": worker.config.environments_per_rank,
         "learning_rates": {name: float(rate) for name, rate in worker.learning_rates.items()},  # hooks use any number
         "reports": worker.reports.state(),
+        "keywords": keywords(worker),
+    }
+
+
+def keywords(worker: Worker) -> dict[str, Any]:
+    """Return, for JSON, the keywords of rates and coefficients, which training changes on its way."""
+    config = worker.config
+    names = ("pi_lr", "vf_lr", "anneal_lr", "anneal_clip_ratio")
+    annealed = config.anneal_lr or config.anneal_clip_ratio
+    return {
+        **{name: getattr(config, name) for name in names},
+        "total_steps": config.total_steps if annealed else None,  # it decides how fast they fall
+        **config.coefficients,
     }
 
 
@@ -237,9 +267,13 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     Collective: call on all ranks.
     """
     worker.total_steps, worker.iteration = facts["total_steps"], facts["iteration"]
-    worker.learning_rates = facts["learning_rates"]
     worker.reports.restore(facts["reports"])
     tell = worker.reports.tell
+    if changed := _changed(worker, facts):
+        worker.anneal()
+        tell(f"{', '.join(changed)}: not as before; what is said now counts from here on")
+    if not {"pi_lr", "vf_lr", "anneal_lr", "total_steps"}.intersection(changed):
+        worker.learning_rates = facts["learning_rates"]
     if (facts["ranks"], facts["environments"]) != (worker.ranks.size, worker.config.environments_per_rank):
         episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
         worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)

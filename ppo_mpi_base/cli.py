@@ -19,11 +19,12 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"ppo-mpi: {missing.name} is missing: pip install 'ppo_mpi_base[cli]'") from missing
 
 from ppo_mpi_base import run_file, settings, tasks
+from ppo_mpi_base.builders import checked_together
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.files import make_directory, set_aside, write_whole
+from ppo_mpi_base.files import make_directory, set_aside, write_output
 from ppo_mpi_base.mpi import fail_together, world
 from ppo_mpi_base.plot import compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["compare"] and not {"--", "--against", "-h", "--help"} & set(given):
         raise ConfigurationError("compare: two groups of runs, with -- between: ppo-mpi compare RUN_A... -- RUN_B...")
     ranks = world()
+    ended: SystemExit | None = None
     with fail_together(ranks):
         defaults = settings.for_run(_named(given), ranks.size)
         if ranks.is_root:
@@ -78,21 +80,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "evaluate": evaluate,
             **{function.__name__: _on_rank_0(function) for function in (plot, compare, video, export)},
         }
-        chosen = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="ppo-mpi",
-            description=DESCRIPTION,
-            args=["--against" if word == "--" else word for word in given],
-            console_outputs=ranks.is_root,
-        )
+        try:
+            chosen = tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="ppo-mpi",
+                description=DESCRIPTION,
+                args=["--against" if word == "--" else word for word in given],
+                console_outputs=ranks.is_root,
+            )
+        except SystemExit as leaving:  # help, or a wrong flag: all ranks leave, and rank 0 has said why
+            ended = leaving
+    if ended is not None:
+        ranks.barrier()
+        sys.exit(ended.code)
     if chosen is not None:
         train({**dataclasses.asdict(chosen), "env_id": defaults["env_id"]})
 
 
 def _named(arguments: list[str]) -> str:
     """Return the id or file that `train` is asked for, which decides the defaults of its flags."""
-    if arguments[:1] != ["train"] or len(arguments) < 2 or arguments[1].startswith("-"):
+    if arguments[:1] != ["train"] or len(arguments) < 2 or {"-h", "--help"} & set(arguments[1:2]):
         return "CartPole-v1"  # shown by `train --help`
+    if arguments[1].startswith("-"):
+        raise ConfigurationError(
+            "train: the environment comes before all flags, as in ppo-mpi train CartPole-v1 --seed 1"
+        )
     return arguments[1]
 
 
@@ -119,12 +131,17 @@ def train(chosen: dict[str, Any]) -> None:
         "save_location": str(directory / "saved_model"),
         **{name: value for name, value in chosen.items() if name not in own},
     }
-    Config(**keywords)  # a wrong value must not take the place of a former run's file
-    if ranks.is_root:
-        make_directory("directory", str(directory))
-        if (directory / run_file.NAME).exists() and not chosen["resume"]:
-            set_aside(directory / run_file.NAME)
-        run_file.write(directory / run_file.NAME, chosen, ranks.size)
+
+    def prepare() -> None:
+        Config(**keywords)  # a wrong value must not take the place of a former run's file
+        if ranks.is_root:
+            make_directory("directory", str(directory))
+            if (directory / run_file.NAME).exists() and not chosen["resume"]:
+                set_aside(directory / run_file.NAME)
+            run_file.write(directory / run_file.NAME, chosen, ranks.size)
+
+    with fail_together(ranks):
+        checked_together(ranks, prepare)
     PPO(**keywords)
 
 
@@ -148,7 +165,7 @@ def evaluate(
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
         output: A JSON file. None: evaluation.json in the run's directory.
     """
-    ranks = world()
+    ranks, path = world(), output or run / "evaluation.json"
     saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     result = evaluate_policy(
@@ -161,9 +178,8 @@ def evaluate(
         ranks=ranks,
     )
     if ranks.is_root:
-        path = output or run / "evaluation.json"
-        write_whole(path, json.dumps({"which": which, **result.as_dict()}, indent=1).encode())
-        print(f"{result}   {path}")
+        print(f"{result}   {path}", flush=True)  # first: they are told even where the file cannot be written
+        write_output("output", path, json.dumps({"which": which, **result.as_dict()}, indent=1).encode())
 
 
 def plot(

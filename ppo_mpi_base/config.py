@@ -189,7 +189,7 @@ class Config:
     """Seconds that ranks wait in a collective for one that does not come, before they name it and end the run; None: no
     limit."""
     quiet: bool = False
-    """Print no progress."""
+    """Print no progress, only what has failed."""
 
     def __post_init__(self) -> None:
         """Check each value against its annotation, then the values against each other."""
@@ -215,6 +215,7 @@ class Config:
             check_takes("advantage_fn", self.advantage_fn, "rollout", "gamma", "lam")
         if self.resume == "auto" and self.save_location is None:
             raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
+        _check_device(self.device)
         samples = self.samples_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(
@@ -245,6 +246,16 @@ class Config:
         if self.value_clip_ratio is not None:
             own["value_clip_ratio"] = self.value_clip_ratio
         return {name: float(value) for name, value in {**own, **self.loss_coefficients}.items()}
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Raise `ConfigurationError` where a device is none of torch's, or is not there."""
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigurationError(
+            f'device={str(device)!r} cannot be used ({str(error).splitlines()[0]}): choose "cpu", or leave it out'
+        ) from error
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from operator import add
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from gymnasium.vector import VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.steppers import Episode, Fit, Loop, Vector
+
+RECORDED_STEPS = 50_000
+"""Steps of an episode in progress whose actions are kept, for a checkpoint; a longer episode cannot be resumed."""
 
 
 class Transition(NamedTuple):
@@ -46,7 +50,7 @@ class Environments:
     Statistics count raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r", "l"}`, as
     Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on, or from the start where the
     info of its reset has `"reports_episodes"`: an Atari wrapper may end an episode for training at each lost life, and
-    yet report whole games.
+    yet report whole games. A game that a wrapper around RecordEpisodeStatistics ends counts as far as it was recorded.
 
     Args:
         environments: N environments, or one vector environment of N.
@@ -114,7 +118,9 @@ class Environments:
         self._starts = [0] * self.num_envs  # the clock when each environment's episode began
         self._limits = self._first_limits.copy()  # to the lengths of the episodes in progress
         self._returns = [0.0] * self.num_envs  # of each environment's episode so far
-        self._actions: list[np.ndarray] = []  # since the oldest episode in progress began, for `progress`
+        # Since the oldest episode in progress began, for `progress`; a vector environment's cannot be repeated.
+        recorded = RECORDED_STEPS if isinstance(self._stepper, Loop) else 0
+        self._actions: deque[np.ndarray] = deque(maxlen=recorded)
         self._reporting = self._stepper.reset(out, episode)  # environments that report their own episodes
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Transition:
@@ -145,18 +151,23 @@ class Environments:
         terminated, truncated = self._none.copy(), self._none.copy()
         for i, terminal in ended.items():
             terminated[i], truncated[i] = terminal, not terminal
-        episodes = self._statistics(ended, late, reports)
-        for i in ended:
-            self._starts[i], self._returns[i], self._limits[i] = self._clock, 0.0, self._limit
-        del self._actions[: len(self._actions) - (self._clock - min(self._starts))]
         waiting = [i for i in ended if i not in final_observations]  # for their next episode to begin
         if waiting:
             final_observations.update((i, np.array(out[i])) for i in waiting)
-            self._stepper.restart(waiting, out)
+            cut = self._stepper.restart(waiting, out)
+            reports = {**{i: game for i, game in cut.items() if i not in late}, **reports}
+        episodes = self._statistics(ended, late, reports)
+        for i in ended:
+            self._starts[i], self._returns[i], self._limits[i] = self._clock, 0.0, self._limit
+        for _ in range(len(self._actions) - (self._clock - min(self._starts))):
+            self._actions.popleft()
         return Transition(rewards, terminated, truncated, final_observations, episodes)
 
     def progress(self) -> dict[str, np.ndarray]:
-        """Return the episodes in progress, for `resume`: how far they are, and the actions that led there."""
+        """Return the episodes in progress, for `resume`: how far they are, and the actions that led there.
+
+        Of episodes of more than `RECORDED_STEPS`, and of a vector environment's, there are no actions.
+        """
         lengths = np.array([self._clock - start for start in self._starts])
         actions = np.stack(self._actions) if self._actions else np.zeros((0, self.num_envs))
         return {
@@ -164,7 +175,10 @@ class Environments:
             "lengths": lengths,
             "returns": np.array(self._returns),
             "reporting": np.array([i in self._reporting for i in range(self.num_envs)]),
-            **{f"actions{i}": actions[len(actions) - length :, i] for i, length in enumerate(lengths)},
+            **{
+                f"actions{i}": actions[len(actions) - length :, i] if length <= len(actions) else actions[:0, i]
+                for i, length in enumerate(lengths.tolist())
+            },
         }
 
     def resume(self, progress: dict[str, np.ndarray], observations: np.ndarray, out: np.ndarray) -> list[int]:
@@ -176,7 +190,8 @@ class Environments:
             out: (N, *observation shape), receives what is to be acted on next.
 
         Returns:
-            The environments whose episodes could not be repeated exactly: all of a vector environment.
+            The environments whose episodes could not be repeated exactly, or were too long for it: all of a vector
+            environment.
         """
         newest = int(progress["episodes"].max())
         self.reset(out, newest + 1)
@@ -189,19 +204,20 @@ class Environments:
             for first, episode in zip(self._first_limits, progress["episodes"].tolist(), strict=True)
         ]
         self._reporting = set(np.flatnonzero(progress["reporting"]).tolist())
-        past = int(progress["lengths"].max())
+        past = max(len(progress[f"actions{i}"]) for i in range(self.num_envs))
         actions = np.zeros((past, self.num_envs, *progress["actions0"].shape[1:]), progress["actions0"].dtype)
         lost = []
         for i, episode in enumerate(progress["episodes"].tolist()):
             repeated = progress[f"actions{i}"]
-            if self._stepper.repeat(i, episode, repeated, out) and np.array_equal(out[i], observations[i]):
+            whole = len(repeated) == progress["lengths"][i]
+            if whole and self._stepper.repeat(i, episode, repeated, out) and np.array_equal(out[i], observations[i]):
                 actions[past - len(repeated) :, i] = repeated
             else:
                 self._stepper.next_episode[i] = newest + 2
                 self._stepper.restart([i], out)
                 self._starts[i], self._returns[i], self._limits[i] = 0, 0.0, self._limit
                 lost.append(i)
-        self._actions = list(actions)
+        self._actions.extend(actions)
         return lost
 
     def close(self) -> None:
@@ -230,10 +246,15 @@ class Environments:
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Raise `ConfigurationError` unless both spaces are a Box (of any shape) or Discrete (with any start)."""
+    """Raise `ConfigurationError` unless both spaces are a Box (of any shape, actions of floats) or Discrete."""
     for name, space in (("observation", observation_space), ("action", action_space)):
         if not isinstance(space, Box | Discrete):
             raise ConfigurationError(f"env_fn: the {name} space {space} is not supported, only Box and Discrete are")
+    if isinstance(action_space, Box) and action_space.dtype.kind != "f":
+        raise ConfigurationError(
+            f"env_fn: the action space {action_space} is of {action_space.dtype}, but sampled actions are fractions: "
+            "let a wrapper round them, with a Box of floats as its action_space, or use Discrete"
+        )
 
 
 def _check_alike(environments: Sequence[gym.Env], first_global_index: int) -> None:

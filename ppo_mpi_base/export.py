@@ -39,8 +39,9 @@ def export_policy(
     """Write a saved policy as a function of observations alone, normalization inside, in each of the formats.
 
     The function takes `observations` (B, *shape) in the observation space's dtype, for any B from 1 on, and returns
-    `actions` (B, ...): the most probable ones, as the environment gets them. Each exported function is run on random
-    observations before anything is written; the one in ONNX only where onnxruntime is installed.
+    `actions` (B, ...): the most probable ones, as the environment gets them, computed in float32. Each exported
+    function is run on random observations before anything is written; the one in ONNX only where onnxruntime is
+    installed.
 
     Args:
         directory: the `save_location` that was given to `PPO()`.
@@ -61,6 +62,7 @@ def export_policy(
         raise ConfigurationError(f"formats={tuple(formats)!r} must be some of {', '.join(map(repr, SUFFIXES))}")
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     actor_critic = saved.actor_critic.eval().requires_grad_(False)
+    actor_critic.precision = "float32"  # other programs need not have bfloat16
     program = _program(actor_critic)
     contents = {}
     for name in formats:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,7 +18,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
-from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.policies import ActorCritic, action_noise
 from ppo_mpi_base.rollout import Batch
 
 MOST_STATISTICS = 32
@@ -58,10 +60,10 @@ class Objective(nn.Module):
         return total, torch.stack([value.detach() for value in statistics.values()])
 
 
-def checked_statistics(
+def checked_names(
     objective: Objective, batch: Batch, coefficients: dict[str, Tensor], config: Config
-) -> list[str]:
-    """Evaluate the losses once, and return what their statistics are called.
+) -> tuple[list[str], list[str]]:
+    """Evaluate the losses once, and return what they and their statistics are called.
 
     Raises:
         ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
@@ -96,7 +98,7 @@ def checked_statistics(
         raise ConfigurationError(f"loss_fn: {len(statistics)} losses and statistics, but at most {MOST_STATISTICS} fit")
     if config.target_kl > 0 and "kl" not in statistics:
         raise ConfigurationError(f"target_kl={config.target_kl} needs a loss_fn that returns the statistic 'kl'")
-    return list(statistics)
+    return list(losses), list(statistics)
 
 
 class Gradients:
@@ -114,7 +116,7 @@ class Gradients:
         self._names = flat.names(objective)
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
-        self._weights = _cast_weights(objective.actor_critic)
+        self._weights = _cast_weights(objective.actor_critic, flat.data.device)
         self._cast = {name: weight.detach().to(torch.bfloat16) for name, weight in self._weights.items()}
         self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
         self._acted: tuple[Tensor, ...] | None = None  # on a device with a memory of its own
@@ -197,19 +199,41 @@ class _Acting(nn.Module):
         return self.actor_critic.act(observations, noise)
 
 
-def _cast_weights(actor_critic: ActorCritic) -> dict[str, Tensor]:
-    """Return the weights that autocast would cast anew in each step of a rollout, by their names in `_Acting`."""
+def _cast_weights(actor_critic: ActorCritic, device: torch.device) -> dict[str, Tensor]:
+    """Return the weights that autocast would cast anew in each step of a rollout, by their names in `_Acting`.
+
+    None where a network of the user's does not run by them, because it leaves autocast for some of its layers.
+    """
     if actor_critic.precision != "bfloat16":
         return {}
     module = _Acting(actor_critic)
     heads = [head for part in module.modules() if isinstance(part, SharedTrunk) for head in (part.policy, part.value)]
     not_cast = {layer for head in heads for layer in head.modules()}
-    return {
+    weights = {
         f"{layer_name}.{name}": weight
         for layer_name, layer in module.named_modules()
         if type(layer) in CAST_LAYERS and layer not in not_cast
         for name, weight in layer.named_parameters(recurse=False)
     }
+    return weights if _runs_by(module, weights, device) else {}
+
+
+def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) -> bool:
+    """Return whether the policy acts by weights in bfloat16; neither buffers nor random numbers are touched."""
+    actor_critic = module.actor_critic
+    space = actor_critic.observation_space
+    start = space.start if isinstance(space, Discrete) else 0
+    observations = torch.as_tensor(np.full((1, *(space.shape or ())), start, space.dtype), device=device)
+    noise = action_noise(actor_critic.action_space, np.random.default_rng(0), 1)
+    copies = {name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()}
+    copies |= {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            numbers = torch.as_tensor(noise, dtype=torch.get_default_dtype(), device=device)
+            functional_call(module, copies, (observations, numbers))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _acting(actor_critic: ActorCritic, weights: dict[str, Tensor]) -> InPlace:

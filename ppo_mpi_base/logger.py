@@ -40,7 +40,7 @@ class Logger:
     Args:
         log_directory: made where it is missing; gets progress.csv and TensorBoard's event files.
         total_steps: agent steps over all ranks at which the run ends, for the percentage and the time that remains.
-        quiet: print nothing.
+        quiet: print nothing but what has failed.
         resume_from_steps: continue the run whose files are there, from the checkpoint taken at this total_steps: rows
             after it are dropped, as they will be written anew. None begins a new run.
 
@@ -87,7 +87,7 @@ class Logger:
             self._to_tensorboard(numbers)
         except OSError as error:
             self._tensorboard = None  # its thread may have ended; a later row opens another file
-            self.message(f"logs at {numbers['total_steps']:,} steps failed ({error.strerror}): training goes on")
+            self.message(f"logs at {numbers['total_steps']:,} steps failed ({error.strerror}): training goes on", True)
         if self._console:
             self._console.show(numbers)
 
@@ -103,10 +103,12 @@ class Logger:
         events: Any = self._tensorboard.file_writer
         events.add_summary(summary, steps)
 
-    def message(self, text: str) -> None:
-        """Print a line above the live one."""
+    def message(self, text: str, failed: bool = False) -> None:
+        """Print a line above the live one; if it is about what has failed, a quiet run prints it to stderr."""
         if self._console:
             self._console.message(text)
+        elif failed:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Show the last row, give the terminal back and close the files. Messages can follow, but no row."""

@@ -141,8 +141,8 @@ class ActorCritic(nn.Module):
         self.precision = precision
         if isinstance(action_space, Box):
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
-            self.register_buffer("action_low", torch.as_tensor(action_space.low, dtype=torch.get_default_dtype()))
-            self.register_buffer("action_high", torch.as_tensor(action_space.high, dtype=torch.get_default_dtype()))
+            self.register_buffer("action_low", _inner(action_space.low, math.inf))
+            self.register_buffer("action_high", _inner(action_space.high, -math.inf))
         if normalize_observations:
             if not isinstance(observation_space, Box) or observation_space.dtype.kind != "f":
                 raise ConfigurationError(
@@ -228,6 +228,13 @@ class ActorCritic(nn.Module):
         policy, values = self.policy_and_value(observations)
         actions = policy.sample(noise)
         return actions, self.to_environment(actions), policy.log_prob(actions), values
+
+
+def _inner(bound: np.ndarray, inwards: float) -> Tensor:
+    """Return a bound in the default dtype, rounded towards `inwards`: clipped actions must not leave the space."""
+    rounded = torch.as_tensor(bound, dtype=torch.get_default_dtype()).clone()
+    outside = rounded.double() < torch.as_tensor(bound) if inwards > 0 else rounded.double() > torch.as_tensor(bound)
+    return torch.where(outside, rounded.nextafter(torch.full_like(rounded, inwards)), rounded)
 
 
 def lacks_bfloat16(device: torch.device) -> bool:

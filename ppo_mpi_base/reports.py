@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import make_directory
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
@@ -39,7 +40,7 @@ class Reports:
             make_directory("save_location", config.save_location)
         self.logger: Logger | None = None
         self._config = config
-        self._early: list[str] = []  # what was to be told before the logs were open
+        self._early: list[tuple[str, bool]] = []  # what was to be told before the logs were open
         self.recent: deque[Episode] = deque(maxlen=WINDOW)
         self.episodes = 0
         self.best_return = float("nan")
@@ -57,8 +58,8 @@ class Reports:
             iteration = config.samples_per_rank * self.ranks.size
             end = done + iteration * math.ceil(max(0, config.total_steps - done) / iteration)
             self.logger = Logger(config.log_directory, end, config.quiet, resume_from_steps)
-            for text in self._early:
-                self.logger.message(text)
+            for text, failed in self._early:
+                self.logger.message(text, failed)
         self.steps_at_row = resume_from_steps or 0
 
     def state(self) -> dict[str, Any]:
@@ -134,12 +135,16 @@ class Reports:
         if self.logger:
             self.logger.log(row)
 
-    def tell(self, text: str) -> None:
-        """Print a line, on rank 0."""
+    def tell(self, text: str, failed: bool = False) -> None:
+        """Print a line, on rank 0; where the run is to be quiet, only if it is about what has `failed`."""
         if self.logger:
-            self.logger.message(text)
+            self.logger.message(text, failed)
         else:
-            self._early.append(text)
+            self._early.append((text, failed))
+
+    def tell_failure(self, text: str) -> None:
+        """Print a line about what has failed, on rank 0."""
+        self.tell(text, failed=True)
 
     def close(self) -> None:
         """Close the log files and give the terminal back; a second call does nothing."""
@@ -152,8 +157,8 @@ class Reports:
         if self.logger:
             try:
                 learning_curve(self.directory / "progress.csv", picture)
-            except OSError as error:
-                self.tell(f"the learning curve could not be drawn ({error.strerror})")
+            except (OSError, ConfigurationError) as error:
+                self.tell_failure(f"the learning curve could not be drawn ({error})")
             minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
             self.logger.close()
             score = f"return {self.episode_return:.1f} (best {self.best_return:.1f})"

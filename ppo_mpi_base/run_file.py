@@ -28,7 +28,7 @@ PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "
 
 def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
     """Write settings and facts, whole or not at all; on rank 0 only."""
-    written = {name: NONE if value is None else value for name, value in settings.items()}
+    written = {name: _without_none(value) for name, value in settings.items()}
     header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
     write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
 
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     content = _content(path)
     content.pop(FACTS, None)
-    return {name: None if value == NONE else value for name, value in content.items()}
+    return {name: _with_none(value) for name, value in content.items()}
 
 
 def ranks_of(path: Path) -> int | None:
@@ -53,6 +53,23 @@ def ranks_of(path: Path) -> int | None:
     noted = _content(path).get(FACTS)
     ranks = noted.get("ranks") if isinstance(noted, dict) else None
     return ranks if isinstance(ranks, int) else None
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value that TOML can hold, at every depth of tables and lists."""
+    if isinstance(value, dict):
+        return {name: _without_none(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_none(x) for x in value]
+    return NONE if value is None else value
+
+
+def _with_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_none(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_with_none(x) for x in value]
+    return None if value == NONE else value
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from ppo_mpi_base import layers
-from ppo_mpi_base.config import Config
+from ppo_mpi_base.config import Config, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
@@ -43,7 +43,8 @@ class SavedPolicy(NamedTuple):
 def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_steps: int, episode_return: float) -> None:
     """Write `which`.safetensors and `which`.json into `config.save_location`; on rank 0 only."""
     directory = Path(config.save_location or ".")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in actor_critic.state_dict().items()}
+    # Copies: two names of one tensor, as where both networks share layers, would be refused.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in actor_critic.state_dict().items()}
     description = {
         "format": FORMAT,
         "total_steps": total_steps,
@@ -52,6 +53,7 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "observation_space": describe_space(actor_critic.observation_space),
         "action_space": describe_space(actor_critic.action_space),
         "normalize_observations": config.normalize_observations,
+        "precision": actor_critic.precision,
         "policy_kwargs": {name: repr(value) for name, value in config.policy_kwargs.items()},
         "network": layers.describe(actor_critic.network),
         "gives_value": actor_critic.value_network is None,
@@ -71,6 +73,9 @@ def load_policy(
     seed: int = 0,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return the saved policy as a function observation -> action, for one environment's observations.
+
+    It computes as in its training, so after `precision="bfloat16"` slowly where the processor has no instructions for
+    that; but in torch's default dtype, which is yours to set as it was then.
 
     Args:
         save_location: the directory that was given to `PPO()`.
@@ -128,6 +133,7 @@ def _built(
             make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
         )
         gives_value, normalize = description["gives_value"], description["normalize_observations"]
+        precision = checked("precision", description.get("precision", "float32"), Literal["float32", "bfloat16"])
         total_steps, episode_return = description["total_steps"], description["episode_return"]
         network = None if network_fn or description["network"] is None else layers.build(description["network"])
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -142,7 +148,9 @@ def _built(
         )
     # Values are not needed to act; a stand-in says that the network does not give them.
     stand_in = None if gives_value else nn.Identity()
-    policy = ActorCritic(network, stand_in, observation_space, action_space, normalize_observations=normalize)
+    policy = ActorCritic(
+        network, stand_in, observation_space, action_space, normalize_observations=normalize, precision=precision
+    )
     return SavedPolicy(policy, path.name, total_steps, episode_return)
 
 

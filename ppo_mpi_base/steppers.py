@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.seeding import EPISODES, generator, seed_sequence
+from ppo_mpi_base.whole_games import recorder_of
 
 
 class Episode(NamedTuple):
@@ -62,6 +63,7 @@ class Loop:
 
     def __init__(self, environments: Sequence[gym.Env], seed: int, fit: Fit) -> None:
         self.environments, self.seed, self.fit = list(environments), seed, fit
+        self.recorders = [recorder_of(environment) for environment in self.environments]
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
         """Begin the first episodes; return which environments say that they report their own."""
@@ -69,13 +71,13 @@ class Loop:
             for i, environment in enumerate(self.environments):
                 environment.reset(seed=first_seed(self.seed, self.fit.first + i, episode))
         self.next_episode = [episode] * len(self.environments)
-        infos = self.restart(range(len(self.environments)), out)
+        infos = [self._begin(i, out) for i in range(len(self.environments))]
         return {i for i, info in enumerate(infos) if info.get("reports_episodes")}
 
     def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
         """Go through the beginning of an episode again; return whether it lasts as long as its actions."""
         self.next_episode[i] = episode
-        self.restart([i], out)
+        self._begin(i, out)
         for action in actions:
             observation, _, terminated, truncated, _ = self.environments[i].step(action.copy())
             if terminated or truncated:
@@ -101,21 +103,34 @@ class Loop:
                 reports[i] = Episode(float(info["episode"]["r"]), int(info["episode"]["l"]), i)
         return rewards, ended, {}, reports
 
-    def restart(self, indices: Iterable[int], out: np.ndarray) -> list[dict[str, Any]]:
-        """Begin the next episodes of some environments, each from a seed of its own; return what their resets say."""
-        infos = []
+    def restart(self, indices: Iterable[int], out: np.ndarray) -> dict[int, Episode]:
+        """Begin the next episodes of some environments; return the games that ended so, as far as they were recorded.
+
+        A wrapper around RecordEpisodeStatistics, such as a time limit, may end a game, which is not reported then; or
+        only an episode of training, while the game goes on.
+        """
+        games = {}
         for i in indices:
-            environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
-            if episode == 0:
-                observation, info = environment.reset(seed=first_seed(self.seed, g))
-            else:
-                # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps.
-                environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
-                observation, info = environment.reset()
-            self.next_episode[i] += 1
-            out[i] = self.fit.initial(i, observation)
-            infos.append(info)
-        return infos
+            recorder = self.recorders[i]
+            if recorder is not None:
+                game = Episode(float(recorder.episode_returns), int(recorder.episode_lengths), i)
+            self._begin(i, out)
+            if recorder is not None and recorder.episode_lengths < game.length:
+                games[i] = game
+        return games
+
+    def _begin(self, i: int, out: np.ndarray) -> dict[str, Any]:
+        """Begin the next episode of an environment, from a seed of its own; return what its reset says."""
+        environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
+        if episode == 0:
+            observation, info = environment.reset(seed=first_seed(self.seed, g))
+        else:
+            # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps.
+            environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
+            observation, info = environment.reset()
+        self.next_episode[i] += 1
+        out[i] = self.fit.initial(i, observation)
+        return info
 
     def close(self) -> None:
         """Close what it steps."""
@@ -167,8 +182,11 @@ class Vector:
                 out[i] = self.fit(i, self.observations[i])
         return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
 
-    def restart(self, indices: list[int], out: np.ndarray) -> None:
-        """Begin the next episodes of some environments now, rather than with the step that comes next."""
+    def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
+        """Begin the next episodes of some environments now, rather than with the step that comes next.
+
+        Of games that are not reported nothing is known: what is returned is empty.
+        """
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
@@ -179,6 +197,7 @@ class Vector:
             observations = observations[mask]
         for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
             out[i] = self.fit.initial(i, observation)
+        return {}
 
     def close(self) -> None:
         """Close what it steps."""

@@ -13,7 +13,7 @@ from ppo_mpi_base.mpi import Communicator, own_cores
 DECIDED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WORTHWHILE_PARAMETERS = 200_000
 """Below, an operation takes less time than other threads to come and go, and beside other jobs they spin in vain."""
-_AT_IMPORT = torch.get_num_threads()
+_decided = torch.get_num_threads()  # before the user, if it is another number now
 
 
 def default_threads(ranks: Communicator, parameters: int) -> int | None:
@@ -21,7 +21,7 @@ def default_threads(ranks: Communicator, parameters: int) -> int | None:
 
     None where the user decided, by one of the variables `DECIDED_BY` or by `torch.set_num_threads`.
     """
-    if any(name in os.environ for name in DECIDED_BY) or torch.get_num_threads() != _AT_IMPORT:
+    if any(name in os.environ for name in DECIDED_BY) or torch.get_num_threads() != _decided:
         return None
     if parameters < WORTHWHILE_PARAMETERS:
         return 1
@@ -36,6 +36,8 @@ def core_share(ranks: Communicator) -> int:
 
 def share_cores(ranks: Communicator, parameters: int) -> None:
     """Let torch, OpenMP and BLAS use no more threads than `default_threads` says; else ranks slow each other down."""
+    global _decided
     if (threads := default_threads(ranks, parameters)) is not None:
+        _decided = threads  # a second run in this process must not take it for the user's
         torch.set_num_threads(threads)
         threadpoolctl.threadpool_limits(threads)

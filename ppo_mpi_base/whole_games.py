@@ -17,10 +17,7 @@ class WholeGames(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        inner = env
-        while isinstance(inner, gymnasium.Wrapper) and not isinstance(inner, RecordEpisodeStatistics):
-            inner = inner.env
-        self._recorder = inner if isinstance(inner, RecordEpisodeStatistics) else None
+        self._recorder = recorder_of(env)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take a step; at the end of an episode but not of the game, also the reset."""
@@ -32,3 +29,10 @@ class WholeGames(gymnasium.Wrapper):
         if self._recorder.episode_lengths < played:
             return observation, reward, terminated, truncated, info
         return following, reward, False, False, info
+
+
+def recorder_of(env: gymnasium.Env) -> RecordEpisodeStatistics | None:
+    """Return the outermost RecordEpisodeStatistics within an environment, or None."""
+    while isinstance(env, gymnasium.Wrapper) and not isinstance(env, RecordEpisodeStatistics):
+        env = env.env
+    return env if isinstance(env, RecordEpisodeStatistics) else None

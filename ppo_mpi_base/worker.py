@@ -19,7 +19,7 @@ from ppo_mpi_base.collector import Collector
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_statistics
+from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names
 from ppo_mpi_base.interruption import REQUEUE, Interruption
 from ppo_mpi_base.memory import keep_freed_memory
 from ppo_mpi_base.mpi import Communicator, fail_together, world
@@ -119,6 +119,7 @@ class Worker:
         self.stopped_by_kl = False
         self.iteration = self.total_steps = 0
         self.steps_per_iteration = config.samples_per_rank * ranks.size
+        self.loss_names: list[str] = []
         self.statistic_names: list[str] = []
         self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None
@@ -128,7 +129,8 @@ class Worker:
         for hook in config.hooks:
             hook.on_start(self)
         self.interrupted = False
-        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, self.reports.tell)
+        tell = self.reports.tell_failure
+        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, tell)
         if not (config.resume == "auto" and self.checkpoints.restore(self)):
             self.checkpoints.begin_anew()
             self.environments.reset(self.storage.observations[0])
@@ -209,12 +211,13 @@ class Worker:
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
         for epoch, batches in zip(epochs, rollout.epochs(orders, config.minibatch_size), strict=True):
-            if len(self._idle(epoch)) == len(self.flat.slices):
+            self._know_losses(batches[0])
+            if self._over(self._idle(epoch)):
                 return
             self._epoch_statistics = []
             for start in range(0, len(batches), config.grad_accum):
                 self.idle = self._idle(epoch)
-                if len(self.idle) == len(self.flat.slices):
+                if self._over(self.idle):
                     return
                 update = batches[start : start + config.grad_accum]
                 self._begin_update(update)
@@ -225,15 +228,22 @@ class Worker:
         over = {name for name in self.flat.slices if epoch >= self.epochs[name]}
         return frozenset(over | {"policy"} if self.stopped_by_kl else over)
 
+    def _know_losses(self, batch: Batch) -> None:
+        """Learn what losses and statistics are called, and check them, the first time."""
+        if not self.loss_names:
+            self.loss_names, self.statistic_names = builders.checked_together(
+                self.ranks, lambda: checked_names(self.objective, batch, self.coefficients, self.config)
+            )
+
+    def _over(self, idle: frozenset[str]) -> bool:
+        """Return whether nothing is left to train: no slice, or no loss for those that are."""
+        return idle.issuperset(self.flat.slices) or idle.issuperset(self.loss_names)
+
     def _begin_update(self, update: list[Batch]) -> None:
         self.update = update
         self.flat.message.zero_()
         samples = sum(batch.advantages.shape[0] for batch in update)
         self._per_sample = 1 / (samples * self.ranks.size)
-        if not self.statistic_names:
-            self.statistic_names = builders.checked_together(
-                self.ranks, lambda: checked_statistics(self.objective, update[0], self.coefficients, self.config)
-            )
 
     def backward(self, minibatch: Batch) -> None:
         """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
@@ -284,7 +294,7 @@ class Worker:
         before = self.total_steps - self.steps_per_iteration
         evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
         row = {**self._row(rollout), **evaluation}
-        self._anneal()
+        self.anneal()
         for hook in config.hooks:
             hook.on_iteration(self, row)
         health.check_rates_and_coefficients(self)
@@ -319,9 +329,9 @@ class Worker:
         try:
             save_policy(self.config, which, self.actor_critic, self.total_steps, episode_return)
         except OSError as error:
-            self.reports.tell(f"{which} networks could not be saved ({error.strerror}): training goes on")
+            self.reports.tell_failure(f"{which} networks could not be saved ({error.strerror}): training goes on")
 
-    def _anneal(self) -> None:
+    def anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
         left = max(0.0, 1 - self.total_steps / self.config.total_steps)
         if self.config.anneal_lr:

@@ -26,6 +26,7 @@ from ppo_mpi_base import checkpoint as package
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.rollout import Rollout
@@ -534,3 +535,34 @@ def test_no_module_unpickles():
             r"import (dill|joblib|pickle|shelve)|allow_pickle|(?<!safetensors\.)torch\.load\(", path.read_text()
         )
         assert found is None, (path, found)
+
+
+def rates(directory: Path) -> list[float]:
+    _, rows = read_progress(directory / "logs" / "progress.csv")
+    return [float(row["learning_rate_policy"]) for row in rows]
+
+
+def coefficients(directory: Path) -> dict[str, float]:
+    _, arrays = checkpoint(directory)
+    return {name.split("/")[1]: float(x) for name, x in arrays.items() if name.startswith("coefficients/")}
+
+
+def test_rates_and_coefficients_that_are_asked_for_anew_count(tmp_path, capsys):
+    train(tmp_path, pi_lr=1e-3, anneal_lr=False, anneal_clip_ratio=False, target_kl=0.0)
+    changed = {"pi_lr": 5e-5, "anneal_lr": False, "anneal_clip_ratio": False, "entropy_coef": 0.125, "target_kl": 0.0}
+    train(tmp_path, total_steps=2 * WHOLE * STEPS, value_clip_ratio=0.5, quiet=False, **changed)
+    assert "pi_lr, entropy_coef, value_clip_ratio: not as before" in capsys.readouterr().out
+    assert rates(tmp_path) == [1e-3] * WHOLE + [5e-5] * WHOLE
+    now = coefficients(tmp_path)
+    assert (now["entropy_coef"], now["value_clip_ratio"], now["clip_ratio"]) == (0.125, 0.5, pytest.approx(0.2))
+
+
+def test_a_run_that_is_made_longer_anneals_from_where_it_is(tmp_path):
+    annealed = {"pi_lr": 1e-3, "anneal_lr": True, "anneal_clip_ratio": True, "clip_ratio": 0.2}
+    train(tmp_path, **annealed)
+    train(tmp_path, total_steps=2 * WHOLE * STEPS, **annealed)
+    expected = [1 - k / WHOLE for k in range(WHOLE)] + [1 - k / (2 * WHOLE) for k in range(WHOLE, 2 * WHOLE)]
+    assert rates(tmp_path) == pytest.approx([1e-3 * x for x in expected])
+    train(tmp_path, total_steps=3 * WHOLE * STEPS, **{**annealed, "anneal_lr": False, "anneal_clip_ratio": False})
+    assert rates(tmp_path)[2 * WHOLE :] == [1e-3] * WHOLE
+    assert coefficients(tmp_path)["clip_ratio"] == pytest.approx(0.2)

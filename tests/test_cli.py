@@ -15,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ppo_mpi_base import cli
+from ppo_mpi_base import cli, tasks
+from ppo_mpi_base.atari import LostLifeEnds
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate
 from ppo_mpi_base.saved_policy import load_actor_critic
@@ -159,3 +160,45 @@ def test_the_module_is_the_command_and_two_ranks_speak_once() -> None:
     assert len(wrong.stderr.splitlines()) == 1
     failed = launch("from ppo_mpi_base.cli import main; main()", 2, "train", "CartPole-v1", "--no-such-flag", "1")
     assert failed.code != 0 and failed.stderr.count("no-such-flag") == 1
+
+
+def test_the_environment_comes_before_flags() -> None:
+    for arguments in (["--seed", "1", "Pendulum-v1"], ["--seed", "1", "--total-steps", "512"]):
+        with pytest.raises(ConfigurationError, match="the environment comes before all flags"):
+            cli.main(["train", *arguments])
+
+
+COMMAND = "from ppo_mpi_base.cli import command; command()"
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_end_together_whatever_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = {
+        ("train", "CartPole-v1", "--directory", str(tmp_path / "file" / "run")): "directory=",
+        ("train", "CartPole-v1", "--gamma", "2"): "gamma=2.0",
+    }
+    for arguments, text in told.items():
+        failed = launch(COMMAND, 2, *arguments, timeout=60)
+        assert failed.code == 1 and failed.stderr.count(text) == 1 and "Traceback" not in failed.stderr, failed
+    helped = launch(COMMAND, 2, "train", "--help", timeout=60)
+    assert helped.code == 0 and helped.stdout.count("usage: ppo-mpi train") == 1 and not helped.stderr, helped
+
+
+def test_what_an_evaluation_found_is_told_even_if_it_cannot_be_written(
+    trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = str(trained / "seed0")
+    cli.main(["evaluate", run, "--episodes", "2", "--output", str(tmp_path / "made" / "here.json")])
+    assert json.loads((tmp_path / "made" / "here.json").read_text())["episodes"] == 2
+    capsys.readouterr()
+    with pytest.raises(ConfigurationError, match="output=.*cannot be written"):
+        cli.main(["evaluate", run, "--episodes", "2", "--output", str(tmp_path / "made" / "here.json" / "x.json")])
+    assert "mean return" in capsys.readouterr().out
+
+
+def test_keywords_of_a_game_fit_training_and_evaluation() -> None:
+    for lost_life_ends in (True, False):
+        game = tasks.environment("ALE/Breakout-v5", life_loss_ends=lost_life_ends)
+        assert isinstance(game, LostLifeEnds) == lost_life_ends
+        game.close()

@@ -143,6 +143,8 @@ WRONG = [
     ("rollout_interception_callback", [], "function"),
     ("log_directory", None, "path"),
     ("save_location", 7, "path"),
+    ("device", "gpu", 'choose "cpu"'),
+    ("device", "cuda:99", 'choose "cpu"'),
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
 
 from ppo_mpi_base.envs import Environments, check_spaces
@@ -663,3 +663,36 @@ def test_a_first_episode_that_is_taken_up_again_keeps_its_cut() -> None:
     assert resumed.resume(former.progress(), out.copy(), again) == []
     ends = [resumed.step(action, again).truncated.tolist() for action in actions[3:]]
     assert ends == [[False, False], [True, False], [False, False], [False, True], [False, False], [False, False]]
+
+
+def test_what_a_limit_around_the_recorder_ends_counts_too() -> None:
+    """Else only episodes that the task itself ends would count once one of them was reported."""
+    horizons = (3, 100, 100, 4, 100)
+    inner = ScriptedEnv(horizon=lambda g, episode: horizons[episode % 5], end="terminated")
+    limited = TimeLimit(RecordEpisodeStatistics(inner), 7)
+    environments, out = rank([limited]), np.zeros((1, 4), np.float32)
+    environments.reset(out)
+    found = [e for action in box_actions(3 + 7 + 7 + 4 + 7, 1) for e in environments.step(action, out).episodes]
+    assert found == [Episode(float(n), n, 0) for n in (3, 7, 7, 4, 7)]
+
+
+def test_of_very_long_episodes_no_actions_are_kept_and_they_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_mpi_base.envs.RECORDED_STEPS", 4)
+    horizons = (3, 1000)
+    former, resumed = (rank([ScriptedEnv(g, horizon=horizons[g]) for g in range(2)]) for _ in range(2))
+    out, again = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    former.reset(out)
+    for action in box_actions(8, 2):
+        former.step(action, out)
+    progress = former.progress()
+    assert progress["lengths"].tolist() == [2, 8]
+    assert progress["actions0"].shape == (2, 2) and progress["actions1"].shape == (0, 2)
+    assert resumed.resume(progress, out.copy(), again) == [1]
+    for action in box_actions(3, 2):
+        former.step(action, out), resumed.step(action, again)
+    assert resumed.progress()["lengths"].tolist() == [2, 3]
+
+
+def test_actions_of_whole_numbers_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^env_fn: the action space Box.* is of int32, .* use Discrete"):
+        check_spaces(Box(-1, 1, (2,)), Box(0, 9, (2,), np.int32))

@@ -17,7 +17,7 @@ from ppo_mpi_base.compilation import Compiler, Eager, choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import Gradients, Objective, checked_statistics
+from ppo_mpi_base.gradients import Gradients, Objective, checked_names
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import FlattenPixels, Scaled, SharedTrunk, SpaceToDepthConv2d, mlp
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
@@ -358,7 +358,7 @@ def test_a_loss_function_that_cannot_be_used_is_told_before_anything_is_learned(
     (batch,) = batches_of(BOX, Discrete(2), 1)
     config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, target_kl=0.1)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=told):
-        checked_statistics(objective, batch, coefficients(), config)
+        checked_names(objective, batch, coefficients(), config)
 
 
 def chosen(observations: gymnasium.Space = BOX, **keywords: Any) -> tuple[Eager, list[str]]:
@@ -406,3 +406,36 @@ def test_tensors_that_share_memory_are_not_handed_to_the_graph_as_they_are() -> 
         compiled(found[2:4], found)
         act(wanted[2:4], wanted)
         torch.testing.assert_close(found, wanted)
+
+
+class LeavesAutocast(nn.Module):
+    """Computes its head in float32, as the layers of a user's may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x)
+        with torch.autocast("cpu", enabled=False):
+            output = self.head(features.float())
+        return output[:, :3], output[:, 3:]
+
+
+def test_a_network_that_leaves_autocast_acts_by_its_own_weights() -> None:
+    torch.manual_seed(0)
+    actor_critic = ActorCritic(LeavesAutocast(), None, BOX, Discrete(3), precision="bfloat16")
+    flat, state = FlatParameters(actor_critic.parameter_slices(), STATISTICS), torch.get_rng_state()
+    gradients = Gradients(Objective(actor_critic, ppo_losses, []), flat, Eager())
+    assert torch.equal(torch.get_rng_state(), state)
+    seen, noise, numbers, chosen = (
+        torch.randn(5, 3),
+        torch.rand(5, 3),
+        torch.zeros(5),
+        torch.zeros(5, dtype=torch.int64),
+    )
+    acted = chosen, chosen.clone(), numbers, numbers.clone()
+    gradients.begin_rollout()
+    gradients.act(seen, noise, acted)
+    with torch.no_grad():
+        torch.testing.assert_close(acted, actor_critic.act_and_evaluate(seen, noise))

@@ -278,6 +278,8 @@ def test_quiet_prints_nothing(tmp_path, capsys):
     log.message("hello")
     log.close()
     assert capsys.readouterr() == ("", "")
+    log.message("no room left", failed=True)
+    assert capsys.readouterr() == ("", "no room left\n")
 
 
 class Terminal:

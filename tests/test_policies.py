@@ -303,3 +303,11 @@ def test_bfloat16_is_what_networks_multiply_in_and_nothing_else() -> None:
     assert torch.equal(half.policy(seen).mode(), policy.mode())
     policy.log_prob(torch.zeros(50)).sum().backward()
     assert network.weight.grad is not None and network.weight.grad.dtype == torch.float32
+
+
+def test_clipped_actions_lie_in_a_space_of_doubles() -> None:
+    space = Box(np.array([-0.1, -1 / 3, -np.inf]), np.array([0.1, 0.3, 1e300]), dtype=np.float64)
+    policy = ActorCritic(mlp(4, 3), mlp(4), Box(-1, 1, (4,)), space)
+    for actions in (torch.full((1, 3), -1e30), torch.full((1, 3), 1e30)):
+        assert space.contains(policy.to_environment(actions)[0].numpy())
+    assert policy.action_high[0] == np.nextafter(np.float32(0.1), np.float32(0))

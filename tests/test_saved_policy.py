@@ -383,3 +383,25 @@ def test_a_directory_that_cannot_be_written_is_told_by_its_argument(tmp_path: Pa
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigurationError, match="log_directory=.*choose another"):
             make_directory("log_directory", str(path))
+
+
+def test_networks_that_share_layers_are_saved(tmp_path: Path) -> None:
+    trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    network, value = nn.Sequential(trunk, nn.Linear(8, 2)), nn.Sequential(trunk, nn.Linear(8, 1))
+    actor_critic = ActorCritic(network, value, OBSERVATIONS, ACTIONS)
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, save_location=str(tmp_path))
+    save_policy(config, "best", actor_critic, total_steps=1, episode_return=1.0)
+    observation = np.ones(4, np.float32)
+    np.testing.assert_array_equal(load_policy(tmp_path)(observation), expected(actor_critic, observation))
+
+
+def test_a_policy_computes_in_the_precision_of_its_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    actor_critic = ActorCritic(mlp(4, 2), mlp(4), OBSERVATIONS, ACTIONS, precision="bfloat16")
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, save_location=str(tmp_path), precision="bfloat16")
+    save_policy(config, "best", actor_critic, total_steps=1, episode_return=1.0)
+    observation = np.array([0.3, -0.7, 0.11, 0.9], np.float32)
+    acts = expected(actor_critic, observation)
+    np.testing.assert_array_equal(load_policy(tmp_path)(observation), acts)
+    actor_critic.precision = "float32"
+    assert (expected(actor_critic, observation) != acts).all()

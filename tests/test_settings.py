@@ -61,7 +61,8 @@ def test_words_become_what_the_keywords_want() -> None:
 
 
 def test_a_file_gives_back_every_setting(tmp_path: Path) -> None:
-    chosen = parsed("Hopper-v5", "--pi-grad-clip", "None", "--env-kwargs", '{"x": {"y": 1.5}}', "--resume", "auto")
+    nested = '{"x": {"y": 1.5, "z": null}, "list": [null, 1]}'
+    chosen = parsed("Hopper-v5", "--pi-grad-clip", "None", "--env-kwargs", nested, "--resume", "auto")
     run_file.write(tmp_path / "run.toml", chosen, ranks=2)
     again = settings.for_run(str(tmp_path / "run.toml"), 2)
     read = tyro.cli(settings.flags(again), args=[str(tmp_path / "run.toml")])

@@ -55,6 +55,10 @@ def test_a_call_of_the_users_wins() -> None:
     assert shown("torch.set_num_threads(3)").startswith("None 3 ")
 
 
+def test_what_a_former_run_has_set_is_no_call_of_the_users() -> None:
+    assert shown("share_cores(world(), 1)") == f"{CORES} {CORES} {CORES}"
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_the_cores(ranks: int) -> None:
     done = launch(SHOW.replace("CHANGE", "").replace("PARAMETERS", str(LARGE)), ranks)

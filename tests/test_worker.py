@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
-from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.ppo import PPO, ppo_losses
 from ppo_mpi_base.rollout import Rollout
 from ppo_mpi_base.saved_policy import load_policy
 from ppo_mpi_base.worker import Result, Worker
@@ -636,3 +636,21 @@ def test_one_process_trains_twice_alike(tmp_path: Path) -> None:
         np.random.rand(3)
         after.append(watch.parameters)
     assert torch.equal(*after)
+
+
+def test_where_no_loss_is_left_the_iteration_is_over(tmp_path: Path) -> None:
+    def one_loss(*given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        losses, statistics = ppo_losses(*given)
+        return {"policy": losses["policy"] + losses["value"]}, statistics
+
+    watch = Watch()
+    train(tmp_path, loss_fn=one_loss, train_pi_epochs=1, train_v_epochs=3, hooks=[watch])
+    assert watch.worker.optimizer.steps.tolist() == [watch.worker.iteration] * 2
+    train(tmp_path, loss_fn=one_loss, train_pi_epochs=5, train_v_epochs=5, target_kl=1e-9, pi_lr=0.1, hooks=[watch])
+    assert watch.worker.optimizer.steps[0] < 5 * watch.worker.iteration
+
+
+def test_a_picture_that_cannot_be_drawn_takes_no_result_away(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "logs" / "learning_curve.png").mkdir(parents=True)
+    assert train(tmp_path).total_steps == 64
+    assert "the learning curve could not be drawn" in capsys.readouterr().err
