@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The arithmetic of the benchmarks; what they measure is too slow to test."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,19 @@ def test_a_study_without_sources_has_no_verdict(tmp_path: Path) -> None:
     assert header.endswith("seeds,median_seconds") and row == "CartPole-v1,7.0,,7.0,,,1,2"
     header, row = (tmp_path / "tests.csv").read_text().splitlines()
     assert header.endswith("seeds,Z,not_below") and row == "CartPole-v1,8.0,,8.0,2,1,9,"
+
+
+def test_the_mean_of_new_seeds_leaves_out_those_that_settings_were_chosen_by(tmp_path: Path) -> None:
+    study = results.Study(tmp_path, 9, 4, (), {"Hopper-v4": (), "Ant-v4": ()}, chosen_by={"Hopper-v4": 2})
+    for task in study.published:
+        for seed in range(4):
+            study.place(task, seed).parent.mkdir(exist_ok=True)
+            study.place(task, seed).write_text(f"total_steps,episode_return,seconds\n9,{10**seed},1\n")
+    results.tabulate(study)
+    with (tmp_path / "scores.csv").open() as file:
+        hopper, ant = csv.DictReader(file)
+    assert (hopper["mean"], hopper["mean_of_new_seeds"]) == ("277.8", "550.0")
+    assert ant["mean_of_new_seeds"] == "370.0"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
