@@ -181,11 +181,11 @@ def tabulate(study: Study) -> None:
             continue
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
-        values = scores.mean(), sample_deviation(scores), middle, low, high
+        values = [scores.mean(), sample_deviation(scores), middle, low, high]
         if study.chosen_by is not None:
             old = {study.place(task, seed) for seed in range(study.chosen_by.get(task, 1))}
             new_ones = [run.score for run in runs if run.path not in old]
-            values = (*values, float(np.mean(new_ones)) if new_ones else np.nan)
+            values.append(float(np.mean(new_ones)) if new_ones else np.nan)
         numbers = [rounded(value) for value in values]
         known = ["" if score is None else f"{score:.0f}" for score in published]
         reached = all(score is None or scores.mean() >= score for score in published)

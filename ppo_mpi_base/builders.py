@@ -15,7 +15,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
-from ppo_mpi_base.networks import orthogonal_
+from ppo_mpi_base.networks import SharedTrunk, orthogonal_
 from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
 from ppo_mpi_base.seeding import NETWORKS, seed_sequence
 
@@ -120,6 +120,11 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     start = space.start if isinstance(space, Discrete) else 0
     check_networks(actor_critic, torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype)))
     if config.orthogonal_init:
+        if value_network is None and not isinstance(network, SharedTrunk):
+            raise ConfigurationError(
+                "orthogonal_init=True: one network for policy and value must be a networks.SharedTrunk, whose output "
+                "layers are known; or leave it out, and initialize yours in network_fn"
+            )
         random = torch.Generator().manual_seed(int(seeds[1]))
         orthogonal_(network, 0.01, random)
         if value_network is not None:

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ranks = world()
     ended: SystemExit | None = None
     with fail_together(ranks):
-        defaults = settings.for_run(_named(given), ranks.size)
+        defaults = settings.for_run(_named(given), ranks.size, settings.env_kwargs_of(given))
         if ranks.is_root:
             _tell_other_ranks(_named(given), ranks.size)
         commands: dict[str, Callable[..., Any]] = {
@@ -136,9 +136,10 @@ def train(chosen: dict[str, Any]) -> None:
         Config(**keywords)  # a wrong value must not take the place of a former run's file
         if ranks.is_root:
             make_directory("directory", str(directory))
-            if (directory / run_file.NAME).exists() and not chosen["resume"]:
-                set_aside(directory / run_file.NAME)
-            run_file.write(directory / run_file.NAME, chosen, ranks.size)
+            file = directory / run_file.NAME
+            if file.exists() and not (chosen["resume"] and run_file.same(file, chosen)):
+                set_aside(file)
+            run_file.write(file, chosen, ranks.size)
 
     with fail_together(ranks):
         checked_together(ranks, prepare)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ppo_mpi_base import aggregates
@@ -77,14 +78,15 @@ class Comparison:
         return _without_nan(dataclasses.asdict(self))
 
     def __str__(self) -> str:
-        label_a, label_b = self.labels
+        label_a, label_b = map(escape, self.labels)  # brackets in them are no markup
         table = Table(title=f"{label_a} (A) and {label_b} (B), mean ± standard deviation (seeds)", title_justify="left")
         table.add_column("task", overflow="fold")
         for name in ("A", "B", "A - B", "P(A > B)"):
             table.add_column(name, justify="right", no_wrap=True)
         for task in self.tasks:
             spreads = (spread(task.scores_a), spread(task.scores_b))
-            table.add_row(task.task or "all runs", *spreads, str(task.difference), str(task.probability))
+            numbers = (*spreads, str(task.difference), str(task.probability))
+            table.add_row(escape(task.task) or "all runs", *map(escape, numbers))
         table.add_section()
         table.add_row("IQM, normalized", str(self.iqm_a), str(self.iqm_b), "", str(self.probability))
         text = io.StringIO()

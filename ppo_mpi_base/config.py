@@ -136,7 +136,8 @@ class Config:
     Usual: 0.01 to 0.05."""
 
     orthogonal_init: bool = False
-    """Initialize layers orthogonally with gain sqrt 2, the policy's last one with 0.01, the value's last one with 1."""
+    """Initialize layers orthogonally with gain sqrt 2, the policy's last with 0.01, the value's last with 1. One
+    network for both must be a `networks.SharedTrunk` then."""
     initial_log_std: Finite = 0.0
     """Logarithm of the Gaussian policy's standard deviation at the start."""
 
@@ -216,6 +217,8 @@ class Config:
         if self.resume == "auto" and self.save_location is None:
             raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
         _check_device(self.device)
+        for name, value in self.loss_coefficients.items():
+            checked(f"loss_coefficients[{name!r}]", value, Finite)
         samples = self.samples_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(

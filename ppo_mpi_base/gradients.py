@@ -36,6 +36,8 @@ class Objective(nn.Module):
     def __init__(self, actor_critic: ActorCritic, loss_fn: LossFunction, hooks: Sequence[Hooks]) -> None:
         super().__init__()
         self.actor_critic, self.loss_fn, self.hooks = actor_critic, loss_fn, list(hooks)
+        self.known: list[str] = []
+        """What the statistics are called, once it is known: their places in the message must stay the same."""
 
     def terms(self, batch: Batch, coefficients: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the named losses, after all hooks, and the statistics with the losses among them."""
@@ -56,6 +58,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str]) -> tuple[Tensor, Tensor]:
         """Return the sum of all losses but the idle ones, a scalar, and the statistics, (S,)."""
         losses, statistics = self.terms(batch, coefficients)
+        if self.known and list(statistics) != self.known:
+            raise ConfigurationError(
+                f"losses and statistics were {', '.join(self.known)} at first, and are {', '.join(statistics)} now: "
+                "loss_fn and on_losses must always return the same ones; multiply by 0 a loss that is not to count"
+            )
         total = torch.stack([loss for name, loss in losses.items() if name not in idle]).sum()
         return total, torch.stack([value.detach() for value in statistics.values()])
 
@@ -223,15 +230,15 @@ def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) 
     actor_critic = module.actor_critic
     space = actor_critic.observation_space
     start = space.start if isinstance(space, Discrete) else 0
-    observations = torch.as_tensor(np.full((1, *(space.shape or ())), start, space.dtype), device=device)
-    noise = action_noise(actor_critic.action_space, np.random.default_rng(0), 1)
+    observations = torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype), device=device)
+    noise = action_noise(actor_critic.action_space, np.random.default_rng(0), 2)
     copies = {name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()}
     copies |= {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             numbers = torch.as_tensor(noise, dtype=torch.get_default_dtype(), device=device)
             functional_call(module, copies, (observations, numbers))
-    except RuntimeError:
+    except Exception:  # of the user's network, whatever it is
         return False
     return True
 

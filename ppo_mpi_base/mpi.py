@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import os
 import sys
 import tempfile
@@ -327,4 +328,5 @@ except ConfigurationError:
 if _mpi is not None:
     sys.excepthook = _excepthook
     sys.exit = _exit
+    vars(builtins).update(exit=_exit, quit=_exit)
     atexit.register(_at_exit)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -177,6 +177,10 @@ def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) ->
         for start, end in zip([0, *ends], ends, strict=False):
             steps = list(zip(*(x[start:end, i].cpu().numpy().copy() for x in columns), strict=True))
             changed = callback(steps)
+            if not isinstance(changed, Sequence):
+                raise ConfigurationError(
+                    f"rollout_interception_callback must return a list of steps, not {type(changed).__name__}"
+                )
             if len(changed) != len(steps):
                 raise ConfigurationError(
                     f"rollout_interception_callback returned {len(changed)} steps for {len(steps)}: "

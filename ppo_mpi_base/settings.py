@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -33,13 +34,14 @@ ELSEWHERE = {"policy_kwargs", "critic_kwargs", "loss_coefficients", "log_directo
 """Keywords of `PPO()` that no flag has: other settings decide them, or they go with a function of the user's."""
 
 
-def for_run(env_id_or_file: str, ranks: int) -> dict[str, Any]:
+def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the settings with which a run begins, unless flags say otherwise.
 
     Args:
         env_id_or_file: a Gymnasium id, whose preset these are; or a TOML file, whose keys are names of flags and
             `env_id`, on top of the preset.
         ranks: R, among which a preset's environments and minibatches are shared out.
+        env_kwargs: those of a flag, if there is one: the environment that they make decides the preset.
 
     Raises:
         ConfigurationError: there is no such environment or file, or the file has a key that is no setting.
@@ -55,7 +57,8 @@ def for_run(env_id_or_file: str, ranks: int) -> dict[str, Any]:
         raise ConfigurationError(
             f"{env_id_or_file}: unknown setting {min(unknown)!r}; `ppo-mpi train --help` lists all, with _ for -"
         )
-    return {**usual, **tasks.settings(given["env_id"], ranks), **given}
+    of_environment = given.get("env_kwargs") if env_kwargs is None else env_kwargs
+    return {**usual, **tasks.settings(given["env_id"], ranks, of_environment), **given}
 
 
 def flags(defaults: dict[str, Any]) -> type:
@@ -120,10 +123,22 @@ def _kind(hint: Any) -> Any:
 
 
 def _whole(words: list[str]) -> int:
+    if words[0].lstrip("+-").isdecimal():
+        return int(words[0])  # exactly, however long it is
     number = float(words[0])
     if not number.is_integer():
         raise ValueError(f"{words[0]} is not a whole number")
     return int(number)
+
+
+def env_kwargs_of(words: list[str]) -> dict[str, Any] | None:
+    """Return what the flag --env-kwargs says among a command line's words; None without it, or where it is wrong."""
+    for k, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag.replace("_", "-") == "--env-kwargs":
+            with contextlib.suppress(IndexError, ValueError):  # which the parser tells
+                return _table([value or words[k + 1]])
+    return None
 
 
 def _table(words: list[str]) -> dict[str, Any]:

@@ -61,18 +61,23 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
     return made if plain else FlattenObservation(made)
 
 
-def settings(env_id: str, ranks: int) -> dict[str, Any]:
-    """Return the keywords of `PPO()` that learn an environment on so many ranks, `total_steps` among them."""
+def settings(env_id: str, ranks: int, env_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the keywords of `PPO()` that learn an environment on so many ranks, `total_steps` among them.
+
+    Those of the environment itself, `env_kwargs`, may decide which these are.
+    """
     package = _package(env_id)
     if package == "gymnasium.envs.classic_control":
         steps = STEPS_OF_CLASSIC_CONTROL.get(env_id.split("-")[0], 100_000)
         return {"total_steps": steps, **presets.classic_control(env_id, ranks)}
     if package.startswith("ale_py"):
         return {"total_steps": 10_000_000, **presets.atari(ranks)}
-    made = environment(env_id)
-    preset = presets.mujoco if isinstance(made.action_space, Box) else presets.discrete
+    made = environment(env_id, **(env_kwargs or {}))
+    preset = presets.mujoco(ranks) if isinstance(made.action_space, Box) else presets.discrete(ranks)
+    if not isinstance(made.observation_space, Box) or made.observation_space.dtype.kind != "f":
+        preset["normalize_observations"] = False
     made.close()
-    return {"total_steps": 1_000_000, **preset(ranks)}
+    return {"total_steps": 1_000_000, **preset}
 
 
 def functions(env_id: str, hidden: Sequence[int]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 class WholeGames(gymnasium.Wrapper):
     """Goes on where an episode ends without the report of the RecordEpisodeStatistics within: the game is not over.
 
-    Where the reset begins a new game nevertheless, none will be reported, and the episode is over.
+    Where the reset begins a new game nevertheless, as after a time limit around that, the episode is over, and reported
+    as far as it was recorded.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -24,10 +25,10 @@ class WholeGames(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self._recorder is None or not (terminated or truncated) or "episode" in info:
             return observation, reward, terminated, truncated, info
-        played = self._recorder.episode_lengths
+        game = {"r": self._recorder.episode_returns, "l": self._recorder.episode_lengths}
         following, _ = self.env.reset()
-        if self._recorder.episode_lengths < played:
-            return observation, reward, terminated, truncated, info
+        if self._recorder.episode_lengths < game["l"]:
+            return observation, reward, terminated, truncated, {**info, "episode": game}
         return following, reward, False, False, info
 
 

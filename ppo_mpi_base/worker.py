@@ -234,6 +234,7 @@ class Worker:
             self.loss_names, self.statistic_names = builders.checked_together(
                 self.ranks, lambda: checked_names(self.objective, batch, self.coefficients, self.config)
             )
+            self.objective.known = self.statistic_names
 
     def _over(self, idle: frozenset[str]) -> bool:
         """Return whether nothing is left to train: no slice, or no loss for those that are."""
@@ -386,6 +387,9 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         finally:
             worker.environments.close()
             worker.reports.close()
+    if worker.interrupted and config.save_location is None:
+        worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")
+        raise SystemExit(1)
     if worker.interrupted:
         worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
         raise SystemExit(REQUEUE)

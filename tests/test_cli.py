@@ -202,3 +202,14 @@ def test_keywords_of_a_game_fit_training_and_evaluation() -> None:
         game = tasks.environment("ALE/Breakout-v5", life_loss_ends=lost_life_ends)
         assert isinstance(game, LostLifeEnds) == lost_life_ends
         game.close()
+
+
+def test_a_run_that_cannot_go_on_leaves_the_file_of_the_one_that_is_there(tmp_path: Path) -> None:
+    cli.main(["train", "CartPole-v1", *TINY, "--directory", str(tmp_path)])
+    before = (tmp_path / "run.toml").read_text()
+    with pytest.raises(ConfigurationError, match="^resume: "):
+        cli.main(["train", "CartPole-v1", *TINY, "--directory", str(tmp_path), "--resume", "auto", "--hidden", "9"])
+    assert (tmp_path / "run.1.toml").read_text() == before
+    cli.main(["train", str(tmp_path / "run.1.toml"), "--directory", str(tmp_path), "--resume", "auto"])
+    cli.main(["train", str(tmp_path / "run.1.toml"), "--directory", str(tmp_path), "--resume", "auto"])
+    assert len(list(tmp_path.glob("run*.toml"))) == 3  # the file of the one that failed was set aside, and no more

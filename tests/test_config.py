@@ -156,6 +156,11 @@ def test_a_wrong_value_is_refused_by_its_name(name: str, value: object, remedy: 
     assert text.startswith(f"{name}={value!r}") and remedy in text
 
 
+@pytest.mark.parametrize("value", ["x", None, math.nan, math.inf])
+def test_coefficients_are_numbers(value: object) -> None:
+    assert error_of(loss_coefficients={"beta": value}).startswith(f"loss_coefficients['beta']={value!r} must be a num")
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config) if f.name not in ("device", "hooks")])
 def test_no_keyword_takes_just_anything(name: str) -> None:
     assert name in error_of(**{name: object()})

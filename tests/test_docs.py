@@ -124,7 +124,7 @@ def test_the_tables_of_readme_are_those_of_the_results() -> None:
     ("page", "tables"),
     [
         ("results", ("learning/scores", "mujoco/scores", "mujoco_10M/scores", "against_stable_baselines/scores")),
-        ("results", ("classic_control/scores", "classic_control/tests")),
+        ("results", ("classic_control/scores", "classic_control/tests", "mujoco/tests")),
         ("tried", ("changes/scores",)),
     ],
 )

@@ -295,6 +295,14 @@ class Lives(gymnasium.Wrapper):
         return self.observation, reward / 100, self.over or self.steps == 2, False, info
 
 
+class Announces(gymnasium.Wrapper):
+    """Says that it will report its episodes."""
+
+    def reset(self, **keywords: Any) -> tuple[Any, dict]:
+        observation, info = self.env.reset(**keywords)
+        return observation, {**info, "reports_episodes": True}
+
+
 def game(horizon: int = 7, reward: float = 100.0) -> gymnasium.Env:
     return RecordEpisodeStatistics(ScriptedEnv(horizon=horizon, reward=reward))
 
@@ -306,8 +314,9 @@ def game(horizon: int = 7, reward: float = 100.0) -> gymnasium.Env:
         (lambda: Lives(game()), 700.0, 7),
         (lambda: Lives(game(horizon=1)), 100.0, 1),
         (lambda: Lives(game(), moves=True), 700.0, 7),
-        (lambda: Lives(game(), anew=True), 2.0, 2),  # the reset begins a new game: that one will never be reported
+        (lambda: Lives(game(), anew=True), 200.0, 2),  # the reset begins a new game: that one will never be reported
         (lambda: TimeLimit(game(), 3), 300.0, 3),  # likewise
+        (lambda: TimeLimit(Announces(game()), 3), 300.0, 3),
         (lambda: TimeLimit(Lives(game()), 99), 700.0, 7),
         (lambda: RecordEpisodeStatistics(Lives(ScriptedEnv(horizon=7))), 0.02, 2),  # a life is an episode to it
         (lambda: RecordEpisodeStatistics(ScriptedEnv(horizon=4), stats_key="other"), 4.0, 4),

@@ -439,3 +439,27 @@ def test_a_network_that_leaves_autocast_acts_by_its_own_weights() -> None:
     gradients.act(seen, noise, acted)
     with torch.no_grad():
         torch.testing.assert_close(acted, actor_critic.act_and_evaluate(seen, noise))
+
+
+def test_losses_by_other_names_than_at_first_are_refused() -> None:
+    """Their places in the message would be those of others, and the KL stop would look at a wrong number."""
+    objective, flat = parts(mlp, BOX, Discrete(3))
+    (batch,) = batches_of(BOX, Discrete(3), 1)
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp)  # type: ignore[arg-type]
+    _, objective.known = checked_names(objective, batch, coefficients(), config)
+    gradients = eager(objective, flat)
+    gradients.add(batch, coefficients(), NOBODY, 1.0)
+    objective.hooks.append(Weighted())
+    with pytest.raises(ConfigurationError, match="value_loss, kl.* at first, and are .*small_loss.* now"):
+        gradients.add(batch, coefficients(), NOBODY, 1.0)
+
+
+def test_batch_normalization_acts_in_bfloat16() -> None:
+    network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    actor_critic = ActorCritic(network, mlp(3), BOX, Discrete(3), precision="bfloat16")
+    flat = FlatParameters(actor_critic.parameter_slices(), STATISTICS)
+    gradients = Gradients(Objective(actor_critic, ppo_losses, []), flat, Eager())
+    assert network[1].num_batches_tracked == 0
+    gradients.begin_rollout()
+    chosen = torch.zeros(5, dtype=torch.int64)
+    gradients.act(torch.randn(5, 3), torch.rand(5, 3), (chosen, chosen.clone()))

@@ -259,6 +259,7 @@ def test_the_comparison_is_a_picture_and_a_table(tmp_path, groups):
 
 def test_of_single_seeds_no_interval_is_told(tmp_path, groups):
     pair = [group / "Hopper-v5" / "0" for group in groups]
+    assert "ppo[clip] (A) and a[/b] (B)" in str(compare_runs(*pair, tmp_path / "ab", labels=("ppo[clip]", "a[/b]")))
     found = compare_runs(*pair, tmp_path / "ab", labels=("a", "b"))
     assert found.to_dict()["tasks"][0]["difference"] == {"value": 10, "low": None, "high": None}
     assert "nan" not in str(found) and "100 (1)" in str(found)

@@ -9,14 +9,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import tyro
+from gymnasium.spaces import Discrete
 
 from ppo_mpi_base import presets, run_file, settings, tasks
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.networks import mlp
 from tests.mpi.launch import ROOT
+from tests.scripted import ScriptedEnv
 
 
 def parsed(env_id: str, *words: str) -> dict[str, Any]:
@@ -61,8 +64,8 @@ def test_words_become_what_the_keywords_want() -> None:
 
 
 def test_a_file_gives_back_every_setting(tmp_path: Path) -> None:
-    nested = '{"x": {"y": 1.5, "z": null}, "list": [null, 1]}'
-    chosen = parsed("Hopper-v5", "--pi-grad-clip", "None", "--env-kwargs", nested, "--resume", "auto")
+    nested = '{"x": {"y": 1.5, "z": null}, "list": [null, 1], "mode": "none"}'
+    chosen = parsed("CartPole-v1", "--pi-grad-clip", "None", "--env-kwargs", nested, "--resume", "auto")
     run_file.write(tmp_path / "run.toml", chosen, ranks=2)
     again = settings.for_run(str(tmp_path / "run.toml"), 2)
     read = tyro.cli(settings.flags(again), args=[str(tmp_path / "run.toml")])
@@ -143,3 +146,27 @@ def test_a_game_is_built_by_its_own_functions() -> None:
     vector = given["make_vec_env_fn"](given["env_fn"], 2)
     assert vector.num_envs == 2 and "value_network_fn" not in given
     vector.close()
+
+
+def test_what_an_environment_is_given_decides_its_preset() -> None:
+    words = ["train", "FrozenLake-v1", "--seed", "1", "--env-kwargs", '{"is_slippery": false}']
+    assert settings.env_kwargs_of(words) == {"is_slippery": False}
+    assert settings.env_kwargs_of(["--env_kwargs=" + '{"a": null}']) == {"a": None}
+    assert settings.env_kwargs_of(["train", "--env-kwargs"]) is None is settings.env_kwargs_of(["--env-kwargs", "{"])
+    gymnasium.register("tests/Turns-v0", entry_point=turning)
+    for continuous, preset in ((True, presets.mujoco(1)), (False, presets.discrete(1))):
+        found = settings.for_run("tests/Turns-v0", 1, {"continuous": continuous})
+        assert found.items() >= preset.items()
+
+
+def turning(continuous: bool) -> gymnasium.Env:
+    return ScriptedEnv(action_space=None if continuous else Discrete(2))
+
+
+def test_tasks_without_numbers_to_normalize_are_trained_as_they_are() -> None:
+    assert settings.for_run("FrozenLake-v1", 1)["normalize_observations"] is False
+    assert settings.for_run("Blackjack-v1", 1)["normalize_observations"] is False
+
+
+def test_seeds_arrive_exactly() -> None:
+    assert parsed("CartPole-v1", "--seed", "12345678901234567")["seed"] == 12345678901234567

@@ -267,6 +267,8 @@ def test_the_interception_gets_an_episode_at_a_time_and_its_changes_are_learned_
 def test_an_interception_keeps_the_number_of_steps(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="rollout_interception_callback returned 4 steps for 5"):
         train(tmp_path, rollout_interception_callback=lambda steps: steps[1:])
+    with pytest.raises(ConfigurationError, match="rollout_interception_callback must return a list of steps, not None"):
+        train(tmp_path, rollout_interception_callback=lambda steps: None)
 
 
 def test_the_external_update_comes_between_rollout_and_update(tmp_path: Path) -> None:
@@ -654,3 +656,23 @@ def test_a_picture_that_cannot_be_drawn_takes_no_result_away(tmp_path: Path, cap
     (tmp_path / "logs" / "learning_curve.png").mkdir(parents=True)
     assert train(tmp_path).total_steps == 64
     assert "the learning curve could not be drawn" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_that_kept_nothing_asks_for_no_requeue(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, total_steps=10**9, max_seconds=0.1, save_location=None, quiet=False)
+    assert left.value.code == 1
+    assert "save_location=None has kept nothing to continue" in capsys.readouterr().out
+
+
+def test_heads_of_an_unknown_kind_are_not_initialized_by_guess(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self, obs_dim: int, act_dim: int) -> None:
+            super().__init__()
+            self.policy, self.value = nn.Linear(obs_dim, act_dim), nn.Linear(obs_dim, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.policy(x), self.value(x)
+
+    with pytest.raises(ConfigurationError, match=r"^orthogonal_init=True: .* networks.SharedTrunk"):
+        train(tmp_path, network_fn=Both, value_network_fn=None, orthogonal_init=True)

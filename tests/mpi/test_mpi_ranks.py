@@ -208,9 +208,10 @@ def test_an_unexpected_error_raised_together_shows_its_ranks_traceback() -> None
 
 
 def test_sys_exit_on_one_rank_ends_all() -> None:
-    outside = launch(START + "if rank == 1: sys.exit(7)\nwait()", 4)
-    assert outside.code == 7
-    assert outside.seconds < SOON
+    for leave in ("sys.exit", "exit"):
+        outside = launch(START + f"if rank == 1: {leave}(7)\nwait()", 4)
+        assert outside.code == 7
+        assert outside.seconds < SOON
     inside = launch(START + "with fail_together(communicator):\n    if rank == 1: sys.exit(0)\n    wait()", 4)
     assert inside.code != 0
     assert inside.seconds < SOON
