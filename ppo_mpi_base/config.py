@@ -45,6 +45,8 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Finite = Annotated[float, Range(-1e30, 1e30)]
+COEFFICIENTS = ("clip_ratio", "entropy_coef", "value_coef", "value_clip_ratio")
+"""Keywords that loss functions read by name, beside those of `loss_coefficients`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +221,8 @@ class Config:
         _check_device(self.device)
         for name, value in self.loss_coefficients.items():
             checked(f"loss_coefficients[{name!r}]", value, Finite)
+            if name in COEFFICIENTS:
+                checked(f"loss_coefficients[{name!r}]", value, hints[name])
         samples = self.samples_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(
@@ -245,10 +249,9 @@ class Config:
     @property
     def coefficients(self) -> dict[str, float]:
         """What a loss function reads by name, at the start of training."""
-        own = {"clip_ratio": self.clip_ratio, "entropy_coef": self.entropy_coef, "value_coef": self.value_coef}
-        if self.value_clip_ratio is not None:
-            own["value_clip_ratio"] = self.value_clip_ratio
-        return {name: float(value) for name, value in {**own, **self.loss_coefficients}.items()}
+        own = {name: getattr(self, name) for name in COEFFICIENTS}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {name: float(value) for name, value in {**given, **self.loss_coefficients}.items()}
 
 
 def _check_device(device: str | torch.device | None) -> None:

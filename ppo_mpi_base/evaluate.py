@@ -74,10 +74,12 @@ class Evaluation:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the mean return, by the bootstrap's percentiles.
+        """The 95% confidence interval of the mean return, by the bootstrap's percentiles; NaN of a single episode.
 
         Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, section 13.3.
         """
+        if len(self.returns) < 2:  # nothing is known about the spread
+            return float("nan"), float("nan")
         returns, draws = np.array(self.returns), generator(self.seed, EVALUATION)
         means = [returns[draws.integers(0, len(returns), len(returns))].mean() for _ in range(RESAMPLES)]
         low, high = np.percentile(means, [2.5, 97.5])
@@ -92,7 +94,7 @@ class Evaluation:
             "mean": self.mean,
             "std": self.std,
             "median": self.median,
-            "interval": list(self.interval),
+            "interval": list(self.interval) if len(self.returns) > 1 else None,
             "mean_length": self.mean_length,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
@@ -105,8 +107,9 @@ class Evaluation:
     def __str__(self) -> str:
         """Return the figures as one line for people."""
         (low, high), n = self.interval, len(self.returns)
+        interval = f" (95% interval {low:.6g} to {high:.6g})" if n > 1 else ""
         return (
-            f"mean return {self.mean:.6g} (95% interval {low:.6g} to {high:.6g}), std {self.std:.6g}, "
+            f"mean return {self.mean:.6g}{interval}, std {self.std:.6g}, "
             f"median {self.median:.6g}, length {self.mean_length:.6g}: {n} {'episode' if n == 1 else 'episodes'}, "
             f"{'most probable' if self.deterministic else 'sampled'} actions, seed {self.seed}"
         )

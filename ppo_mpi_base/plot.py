@@ -8,6 +8,7 @@ import json
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -215,9 +216,13 @@ def _on_grid(runs: Sequence[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     for run in runs:
         if axis == "time" and np.isnan(run.seconds).any():
             raise ConfigurationError(f"axis='time' needs the column seconds, which {run.path} lacks: choose 'steps'")
-    return on_common_grid(
+    grid, returns = on_common_grid(
         [run.steps if axis == "steps" else run.seconds for run in runs], [run.returns for run in runs], POINTS
     )
+    if not len(grid):
+        paths = ", ".join(str(run.path) for run in runs)
+        warnings.warn(f"no curve is drawn: no stretch of {axis} is covered by all of {paths}", stacklevel=2)
+    return grid, returns
 
 
 def _mean_curve(runs: Sequence[Run], axis: str) -> Curve:

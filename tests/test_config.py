@@ -161,6 +161,11 @@ def test_coefficients_are_numbers(value: object) -> None:
     assert error_of(loss_coefficients={"beta": value}).startswith(f"loss_coefficients['beta']={value!r} must be a num")
 
 
+def test_coefficients_that_are_keywords_have_their_ranges() -> None:
+    text = error_of(loss_coefficients={"clip_ratio": -1})
+    assert text.startswith("loss_coefficients['clip_ratio']=-1 must be a number above 0"), text
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config) if f.name not in ("device", "hooks")])
 def test_no_keyword_takes_just_anything(name: str) -> None:
     assert name in error_of(**{name: object()})

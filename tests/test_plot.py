@@ -231,6 +231,16 @@ def test_a_shorter_run_ends_the_line(tmp_path):
     assert np.ptp(short[:, 0]) == pytest.approx(np.ptp(whole[:, 0]) / 2, rel=1e-4)
 
 
+def test_runs_that_do_not_overlap_are_said(tmp_path):
+    write_csv(tmp_path / "progress.csv", [0, 1000], [0.0, 1.0])
+    (tmp_path / "later").mkdir()
+    write_csv(tmp_path / "later" / "progress.csv", [2000, 3000], [2.0, 3.0])
+    pair = [tmp_path / "progress.csv", tmp_path / "later" / "progress.csv"]
+    with pytest.warns(UserWarning, match="no curve is drawn: no stretch of steps is covered by all of .*later"):
+        svg = plot_runs([pair], tmp_path / "curves")[1].read_text()
+    assert not lines(svg, "#0072b2")
+
+
 def test_the_comparison_by_hand(tmp_path, groups):
     found = compare_runs(*groups, tmp_path / "ab").to_dict()
     hopper, walker = found["tasks"]
