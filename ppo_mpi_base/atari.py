@@ -4,8 +4,9 @@
 Both ways give the same frames, rewards and ends for the same starts and actions: 4 frames a step, of which the last two
 are pooled by their maximum; 84x84 grey pixels; 4 such frames stacked, (4, 84, 84) bytes, black ones before a game's
 start; no sticky actions. A game starts by FIRE where the game has it, and by up to 30 frames without action. A lost
-life ends an episode of training, but the game goes on from there (FIRE is then the agent's to press), and whole games
-are reported as `info["episode"]`. Rewards are the game's own: `PPO(clip_rewards=True)` learns from their signs.
+life ends an episode of training, but the game goes on from there (FIRE is then the agent's to press; OpenAI Baselines
+presses it), and whole games are reported as `info["episode"]`. Rewards are the game's own: `PPO(clip_rewards=True)`
+learns from their signs.
 
     PPO(env_fn=atari_env, make_vec_env_fn=atari_vector_env, env_kwargs={"env_id": "ALE/Breakout-v5"}, ...)
 
@@ -179,18 +180,20 @@ class LostLivesEnd(VectorWrapper):
         self._lost, self._over = np.zeros((2, env.num_envs), bool)  # what the last step ended: lives, and games
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)  # of games so far
 
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin episodes: of all environments, or of those of `options["reset_mask"]`, (n,) bool."""
         chosen = (options or {}).get("reset_mask")
         if chosen is None or seed is not None:
             self._lost = np.zeros_like(self._lost)
         chosen = np.ones(self.num_envs, bool) if chosen is None else chosen
         anew = chosen & ~self._lost
-        infos: dict[str, np.ndarray] = {"lives": self._lives}
+        infos: dict[str, Any] = {"lives": self._lives}
+        cut = anew & ~self._over & (self._lengths > 0)
+        games = {"r": self._returns.copy(), "l": self._lengths.copy()}
         if anew.any():
             self._observations, infos = self.env.reset(seed=seed, options={"reset_mask": anew})
+        if cut.any() and seed is None:  # by a limit on steps, and reported as far as they went
+            infos = {**infos, "episode": games, "_episode": cut}
         self._begin(anew, infos["lives"])
         self._lost = self._lost & ~chosen
         return self._observations, {**infos, "reports_episodes": np.ones(self.num_envs, bool)}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -35,6 +36,31 @@ def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
         error = reason
     ranks.raise_together(error)
     return built  # type: ignore[return-value]
+
+
+OF_A_RANK = {"log_directory", "device", "env_kwargs", "quiet"}
+"""Keywords that may differ from rank to rank."""
+
+
+def check_equal_keywords(config: Config, ranks: Communicator) -> None:
+    """Raise if a number or word is another one on this rank than on rank 0. Collective: call on all ranks.
+
+    Raises:
+        ConfigurationError: it is; ranks would wait for each other in vain, or train different networks.
+    """
+    mine = {
+        item.name: value
+        for item in dataclasses.fields(config)
+        if item.name not in OF_A_RANK and isinstance(value := getattr(config, item.name), int | float | str | None)
+    }
+    mine["save_location"] = None if config.save_location is None else "a directory"  # only rank 0 writes there
+    first = ranks.gather_all(mine)[0]
+    for name in sorted(mine.keys() | first.keys()):
+        if mine.get(name, "a function") != first.get(name, "a function"):
+            raise ConfigurationError(
+                f"{name}={mine.get(name, 'a function')!r} on rank {ranks.rank}, but {first.get(name, 'a function')!r} "
+                "on rank 0: it must be equal on all ranks"
+            )
 
 
 def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.saved_policy import describe_space
+from ppo_mpi_base.seeding import restore_torch, torch_states
 
 if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
@@ -112,6 +114,18 @@ class Checkpoints:
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
         return None
 
+    def _with_later_best(
+        self, found: tuple[dict[str, Any], dict[str, np.ndarray]] | None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Let a checkpoint know of better networks that were saved after it: worse ones must not replace them."""
+        if found is not None and self.directory is not None:
+            reports = found[0]["reports"]
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there are none
+                saved = json.loads((self.directory.parent / "best.json").read_bytes())
+                if saved["total_steps"] > found[0]["total_steps"] and reports["best_return"] is not None:
+                    reports["best_return"] = max(reports["best_return"], saved["episode_return"])
+        return found
+
     def restore(self, worker: Worker) -> bool:
         """Continue from the newest whole checkpoint, if there is one. Collective: call on all ranks.
 
@@ -122,7 +136,7 @@ class Checkpoints:
         error: ConfigurationError | None = None
         if self.ranks.is_root:
             try:
-                found = self.newest()
+                found = self._with_later_best(self.newest())
             except ConfigurationError as reason:
                 error = reason
         self.ranks.raise_together(error)
@@ -164,12 +178,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raise `ConfigurationError` where a checkpoint has other spaces or other parameters, even if as many."""
     for name, wanted in mine.items():
-        if (found := facts[name]) != wanted:
+        if (found := facts.get(name, wanted)) != wanted:  # an earlier version did not write all
             if name == "parameters":
                 found, wanted = next(pair for pair in itertools.zip_longest(found, wanted) if pair[0] != pair[1])
             raise ConfigurationError(
                 f"resume: the checkpoint's {name} are not this run's ({found} instead of {wanted}): "
-                "it belongs to another network or space; choose another save_location, or resume=False"
+                "it belongs to another network, space or normalization; choose another save_location, or resume=False"
             )
 
 
@@ -221,7 +235,7 @@ def local_state(worker: Worker) -> dict[str, np.ndarray]:
     return {
         "observations": worker.storage.observations[0].copy(),
         "discounted_returns": worker.reward_normalizer.returns.copy(),
-        "torch": torch.get_rng_state().numpy(),
+        **torch_states(worker.device),
         **{f"environments/{name}": array for name, array in worker.environments.progress().items()},
     }
 
@@ -252,13 +266,19 @@ def keywords(worker: Worker) -> dict[str, Any]:
 
 
 def description(worker: Worker) -> dict[str, Any]:
-    """Return what a run must have in common with a checkpoint, for JSON: spaces, and parameters in their order."""
+    """Return what a run must have in common with a checkpoint, for JSON: spaces, normalization, parameters."""
     named = zip(worker.flat.names(worker.actor_critic), worker.flat.parameters(), strict=True)
     return {
         "observation spaces": describe_space(worker.environments.observation_space),
         "action spaces": describe_space(worker.environments.action_space),
+        "normalized observations": worker.config.normalize_observations,
         "parameters": [[name, list(parameter.shape)] for name, parameter in named],
     }
+
+
+def _of_rank(arrays: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    prefix = f"rank{rank}/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -272,19 +292,19 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     if changed := _changed(worker, facts):
         worker.anneal()
         tell(f"{', '.join(changed)}: not as before; what is said now counts from here on")
-    if not {"pi_lr", "vf_lr", "anneal_lr", "total_steps"}.intersection(changed):
+    of_rates = {"pi_lr", "vf_lr", "anneal_lr", *(["total_steps"] if worker.config.anneal_lr else [])}
+    if not of_rates.intersection(changed):
         worker.learning_rates = facts["learning_rates"]
     if (facts["ranks"], facts["environments"]) != (worker.ranks.size, worker.config.environments_per_rank):
         episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
         worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)
-        torch.set_rng_state(torch.as_tensor(arrays[f"rank{worker.ranks.rank % facts['ranks']}/torch"]))
+        restore_torch(_of_rank(arrays, worker.ranks.rank % facts["ranks"]), worker.device)
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size
         tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
         return
-    prefix = f"rank{worker.ranks.rank}/"
-    mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    torch.set_rng_state(torch.as_tensor(mine["torch"]))
+    mine = _of_rank(arrays, worker.ranks.rank)
+    restore_torch(mine, worker.device)
     worker.reward_normalizer.returns[:] = mine["discounted_returns"]
     of_episodes = {
         name.removeprefix("environments/"): x for name, x in mine.items() if name.startswith("environments/")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.files import make_directory, set_aside, write_output
+from ppo_mpi_base.files import hold, set_aside, write_output
 from ppo_mpi_base.mpi import fail_together, world
 from ppo_mpi_base.plot import compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
@@ -135,15 +137,16 @@ def train(chosen: dict[str, Any]) -> None:
     def prepare() -> None:
         Config(**keywords)  # a wrong value must not take the place of a former run's file
         if ranks.is_root:
-            make_directory("directory", str(directory))
+            held.callback(os.close, hold("directory", str(directory)))
             file = directory / run_file.NAME
             if file.exists() and not (chosen["resume"] and run_file.same(file, chosen)):
                 set_aside(file)
-            run_file.write(file, chosen, ranks.size)
+            run_file.write(file, {**chosen, "resume": False}, ranks.size)  # which is to start the same run, not go on
 
-    with fail_together(ranks):
-        checked_together(ranks, prepare)
-    PPO(**keywords)
+    with contextlib.ExitStack() as held:
+        with fail_together(ranks):
+            checked_together(ranks, prepare)
+        PPO(**keywords)
 
 
 def evaluate(
@@ -169,8 +172,9 @@ def evaluate(
     ranks, path = world(), output or run / "evaluation.json"
     saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
+    loaded = load_actor_critic(saved, which)
     result = evaluate_policy(
-        load_actor_critic(saved, which).actor_critic,
+        loaded.actor_critic,
         env_fn,
         episodes=episodes,
         seed=seed,
@@ -180,7 +184,7 @@ def evaluate(
     )
     if ranks.is_root:
         print(f"{result}   {path}", flush=True)  # first: they are told even where the file cannot be written
-        write_output("output", path, json.dumps({"which": which, **result.as_dict()}, indent=1).encode())
+        write_output("output", path, json.dumps({"which": loaded.which, **result.as_dict()}, indent=1).encode())
 
 
 def plot(

@@ -48,7 +48,7 @@ class Collector:
     ) -> None:
         self.config, self.environments, self.actor_critic, self.act = config, environments, actor_critic, act
         self.storage, self.reports, self.first_global_index = storage, reports, first_global_index
-        self.device = torch.device(config.device or "cpu")
+        self.device = torch.device("cpu" if config.device is None else config.device)
 
     def collect(self, iteration: int) -> None:
         """Fill the storage: the inner loop of all training. Collective: call on all ranks."""
@@ -61,7 +61,7 @@ class Collector:
         rows = zip(*(column.unbind() for column in columns), strict=True)
         sent = torch.zeros_like(storage.actions[0])
         sent_array = sent.numpy()
-        episodes = []
+        ended = []
         storage.begin()
         clock = time.perf_counter
         for t, (seen, noise_of_step, actions, *evaluated) in enumerate(rows):
@@ -71,11 +71,12 @@ class Collector:
             step = environments.step(sent_array, storage.observations[t + 1])
             storage.put(t, step.rewards, step.terminated, step.truncated)
             storage.keep_final(t, step.final_observations)
-            episodes += step.episodes
+            if step.episodes:
+                ended += [(t, episode) for episode in step.episodes]
             seconds["inference"] += decided - started
             seconds["environments"] += clock() - decided
         started = clock()
-        self.reports.add_episodes(episodes)
+        self.reports.add_episodes(ended)
         seconds["waiting"] += clock() - started
 
     @torch.no_grad()

@@ -86,7 +86,8 @@ class Config:
     """Builds a Gymnasium vector environment: `make_vec_env_fn(env_fn, n, **env_kwargs)`. None: a plain loop over N
     environments in this process, which is the fastest for light physics."""
     max_ep_len: Count | None = None
-    """Truncate episodes after this many steps, on top of the environment's own limit."""
+    """Truncate episodes after this many steps, on top of the environment's own limit. Where each lost life of a game
+    ends an episode, they are counted from the last one on."""
     stagger_episodes: Count | None = None
     """Cut the first episodes after lengths spread evenly up to this one over the environments of all ranks, so that
     rollouts hold all moments of long episodes: of 1,000 steps, say. None: all environments begin together."""
@@ -256,8 +257,15 @@ class Config:
 
 def _check_device(device: str | torch.device | None) -> None:
     """Raise `ConfigurationError` where a device is none of torch's, or is not there."""
+    if not isinstance(device, str | torch.device | None):
+        raise ConfigurationError(f'device={device!r} must be a word or a torch.device, such as "cpu" or "cuda:1"')
+    if (default := torch.get_default_device()).type != "cpu":
+        raise ConfigurationError(
+            f"torch.set_default_device({str(default)!r}) would scatter tensors that belong into the host's memory: "
+            f"leave it out, and give device={str(default)!r}"
+        )
     try:
-        torch.empty(0, device=device or "cpu")
+        torch.empty(0, device="cpu" if device is None else device)
     except (AssertionError, RuntimeError) as error:
         raise ConfigurationError(
             f'device={str(device)!r} cannot be used ({str(error).splitlines()[0]}): choose "cpu", or leave it out'

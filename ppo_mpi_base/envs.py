@@ -155,7 +155,10 @@ class Environments:
         if waiting:
             final_observations.update((i, np.array(out[i])) for i in waiting)
             cut = self._stepper.restart(waiting, out)
-            reports = {**{i: game for i, game in cut.items() if i not in late}, **reports}
+            for i in late:
+                if self._limits[i] < self._limit:  # cut by `first_ep_lens`, and so not counted
+                    cut.pop(i, None)
+            reports = {**cut, **reports}
         episodes = self._statistics(ended, late, reports)
         for i in ended:
             self._starts[i], self._returns[i], self._limits[i] = self._clock, 0.0, self._limit

@@ -280,7 +280,7 @@ def _seed_all(seed: int, k: int) -> int:
     of_environment, *of_states = seed_sequence(seed, EVALUATION, k, 0).generate_state(4).tolist()
     random.seed(of_states[0])
     np.random.seed(of_states[1])
-    torch.default_generator.manual_seed(of_states[2])
+    torch.manual_seed(of_states[2])
     return int(of_environment)
 
 
@@ -317,12 +317,11 @@ def _check_finite(what: str, found: np.ndarray, k: int) -> None:
 
 def _action(policy: ActorCritic, observations: np.ndarray, noise: np.random.Generator | None) -> np.ndarray:
     """Return what the environment gets for observations (1, ...): the most probable action, or one sampled by noise."""
-    device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
     # A copy: torch's own memory is aligned, and the last bit of products depends on that.
-    distribution = policy.policy(torch.tensor(observations, device=device))
+    distribution = policy.policy(torch.tensor(observations, device=policy.device))
     if noise is None:
         actions = distribution.mode()
     else:
         drawn = torch.as_tensor(action_noise(policy.action_space, noise, 1), dtype=torch.get_default_dtype())
-        actions = distribution.sample(drawn.to(device))
+        actions = distribution.sample(drawn.to(policy.device))
     return policy.to_environment(actions).cpu().numpy()

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from ppo_mpi_base.errors import ConfigurationError
@@ -13,15 +15,23 @@ from ppo_mpi_base.errors import ConfigurationError
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, force it to the disk and rename it: a kill leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.part")
+    write_together({path: content})
+
+
+def write_together(contents: dict[Path, bytes]) -> None:
+    """Do so with several files that belong together: where one cannot be written, all stay as they were."""
+    beside = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for path, content in contents.items():
+            with beside[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in beside.items():
+            part.replace(path)
     except OSError:
-        beside.unlink(missing_ok=True)  # half a file would keep a full disk full
+        for part in beside.values():
+            part.unlink(missing_ok=True)  # half a file would keep a full disk full
         raise
 
 
@@ -36,6 +46,39 @@ def write_output(argument: str, path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error.strerror})") from error
+
+
+PATIENCE = 10.0
+"""Seconds that a run waits for a directory: the processes of one that was killed may take some to end."""
+
+
+def hold(argument: str, path: str) -> int:
+    """Make a directory where it is missing, and hold it until the file descriptor that is returned is closed.
+
+    No file is left there, and the kernel lets go of it when the process ends, however it does. File systems that know
+    no such locks, as NFS, let everyone in.
+
+    Raises:
+        ConfigurationError: it cannot be written, or another run holds it; the message names the argument.
+    """
+    make_directory(argument, path)
+    directory = os.open(path, os.O_RDONLY)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                os.close(directory)
+                raise ConfigurationError(
+                    f"{argument}={path!r} is in use by another run, and they would overwrite each other's files: "
+                    "choose another directory, or end that run"
+                ) from error
+            time.sleep(0.1)
+        except OSError:
+            return directory
+        else:
+            return directory
 
 
 def set_aside(path: Path) -> None:

@@ -20,6 +20,8 @@ from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
 from ppo_mpi_base.policies import ActorCritic, action_noise
 from ppo_mpi_base.rollout import Batch
+from ppo_mpi_base.seeding import torch_kept
+from ppo_mpi_base.undisturbed import undisturbed
 
 MOST_STATISTICS = 32
 """Statistics, losses among them, that travel with each gradient."""
@@ -75,7 +77,8 @@ def checked_names(
     Raises:
         ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
     """
-    with torch.enable_grad():
+    # As an evaluation: a resumed run does it once more, and must draw the random numbers that follow all the same.
+    with undisturbed(objective.actor_critic), torch.enable_grad():
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
         except KeyError as error:
@@ -235,7 +238,7 @@ def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) 
     copies = {name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()}
     copies |= {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch_kept(device):
             numbers = torch.as_tensor(noise, dtype=torch.get_default_dtype(), device=device)
             functional_call(module, copies, (observations, numbers))
     except Exception:  # of the user's network, whatever it is

@@ -83,6 +83,10 @@ def check_extras(rollout: Rollout) -> None:
         if not isinstance(extra, Tensor) or extra.shape[:2] != shape:
             found = tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
             raise ConfigurationError(f"rollout.extras[{name!r}] must be a tensor (T, N, ...) with {shape}, not {found}")
+        if extra.device != (device := rollout.rewards.device):
+            raise ConfigurationError(
+                f"rollout.extras[{name!r}] must be on {device}, as the rollout is, not {extra.device}"
+            )
 
 
 def check_attached(worker: Worker) -> None:

@@ -8,13 +8,14 @@ import csv
 import datetime
 import errno
 import io
+import itertools
 import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
@@ -108,7 +109,7 @@ class Logger:
         if self._console:
             self._console.message(text)
         elif failed:
-            print(text, file=sys.stderr, flush=True)
+            _print(text, sys.stderr)
 
     def close(self) -> None:
         """Show the last row, give the terminal back and close the files. Messages can follow, but no row."""
@@ -150,7 +151,7 @@ class _CsvFile:
     def append(self, row: Mapping[str, float]) -> None:
         """Append a row, and those that could not be written before it."""
         self._unwritten.append(row)
-        new = [key for key in row if key not in self._columns]
+        new = [key for key in dict.fromkeys(itertools.chain(*self._unwritten)) if key not in self._columns]
         if new or len(self._unwritten) > 1:  # the last line in the file may be torn then
             self._rewrite(self._columns + new, [*read_progress(self._path)[1], *self._unwritten])
         else:
@@ -229,7 +230,7 @@ class _Console:
         if self._live:
             self._live.console.print(Text(text), soft_wrap=True)  # Text: brackets in it are no markup
         else:
-            print(text, flush=True)
+            _print(text)
 
     def close(self) -> None:
         self._draw()
@@ -244,7 +245,7 @@ class _Console:
             completed = self._pending["total_steps"]
             self._live.update(self._task, completed=completed, steps=steps, description=text, refresh=True)
         else:
-            print(f"{steps} steps {text}", flush=True)  # flush: mpiexec gives us a pipe
+            _print(f"{steps} steps {text}")
         self._pending = None
 
     def _describe(self, row: Mapping[str, float]) -> tuple[str, str]:
@@ -266,6 +267,12 @@ class _Console:
             return "-"
         seconds_per_step = (time.monotonic() - first_time) / (steps - first_steps)
         return str(datetime.timedelta(seconds=round(seconds_per_step * max(0, self._total_steps - steps))))
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print a line at once, for mpiexec gives us a pipe; where a file cannot take it, its disk is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=file, flush=True)
 
 
 def _is_terminal() -> bool:

@@ -152,6 +152,16 @@ class ActorCritic(nn.Module):
             self.register_buffer("observation_mean", torch.zeros(observation_space.shape, dtype=torch.float64))
             self.register_buffer("observation_std", torch.ones(observation_space.shape, dtype=torch.float64))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the CPU where there is none."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    def network_buffers(self) -> list[Tensor]:
+        """Return the buffers of both networks; the bounds and moments that this class keeps are not among them."""
+        networks = [self.network] if self.value_network is None else [self.network, self.value_network]
+        return [buffer for network in networks for buffer in network.buffers()]
+
     def parameter_slices(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of "policy" and of "value"; all are the policy's where one network gives both."""
         if self.value_network is None:
@@ -239,6 +249,8 @@ def _inner(bound: np.ndarray, inwards: float) -> Tensor:
 
 def lacks_bfloat16(device: torch.device) -> bool:
     """Say whether a device has no instructions for bfloat16, so that it takes many times as long as float32."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

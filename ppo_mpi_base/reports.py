@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import make_directory
+from ppo_mpi_base.files import hold
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.plot import learning_curve
@@ -27,24 +29,29 @@ class Reports:
 
     Attributes:
         episode_return: mean over the last 100 training episodes of all ranks; NaN before the first.
-        best_return: the highest `episode_return` of any iteration; NaN before the first episode.
-        new_best: whether the latest rollout reached it.
+        best_return: the highest `episode_return` of any iteration; once there are 100 episodes, of those since then, as
+            the mean of a few lucky ones must not stand for ever. NaN before the first.
+        saved_return: that of the best networks that were saved, on rank 0: of fewer, where a disk was full.
+        worth_saving: whether the latest rollout's networks are better than those.
         seconds: phase name -> seconds that this rank spent in it since the last row.
         messages: seconds of each reduction of a gradient since then; as many on all ranks.
     """
 
-    def __init__(self, config: Config, ranks: Communicator) -> None:
+    def __init__(self, config: Config, ranks: Communicator, held: ExitStack) -> None:
         self.ranks = ranks
         self.directory = Path(config.log_directory)
-        if ranks.is_root and config.save_location is not None:
-            make_directory("save_location", config.save_location)
+        if ranks.is_root:
+            places = {"log_directory": config.log_directory, "save_location": config.save_location}
+            once = {os.path.realpath(path): name for name, path in places.items() if path is not None}
+            for path, name in once.items():
+                held.callback(os.close, hold(name, path))
         self.logger: Logger | None = None
         self._config = config
         self._early: list[tuple[str, bool]] = []  # what was to be told before the logs were open
         self.recent: deque[Episode] = deque(maxlen=WINDOW)
         self.episodes = 0
-        self.best_return = float("nan")
-        self.new_best = False
+        self.best_return = self.saved_return = float("nan")
+        self.worth_saving = False
         self.seconds = dict.fromkeys(("environments", "inference", "learning", "communication", "waiting"), 0.0)
         self.messages: list[float] = []
         self.started = self.row_started = time.perf_counter()
@@ -76,6 +83,7 @@ class Reports:
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.episodes = state["episodes"]
         self.best_return = float("nan") if state["best_return"] is None else state["best_return"]
+        self.saved_return = self.best_return
         self.started -= state["seconds"]
 
     @property
@@ -83,17 +91,20 @@ class Reports:
         """Mean return of the last 100 training episodes."""
         return float(np.mean([episode.return_ for episode in self.recent])) if self.recent else float("nan")
 
-    def add_episodes(self, ended: list[Episode]) -> None:
-        """Gather the episodes that ended on any rank, and note whether the mean return is a new best one.
+    def add_episodes(self, ended: list[tuple[int, Episode]]) -> None:
+        """Gather the episodes that ended on any rank, each with its step of the rollout, in the order of these.
 
         Collective: call on all ranks.
         """
-        gathered = [episode for of_rank in self.ranks.gather_all(ended) for episode in of_rank]
-        self.recent.extend(gathered)
+        gathered = [pair for of_rank in self.ranks.gather_all(ended) for pair in of_rank]
+        gathered.sort(key=lambda pair: pair[0])  # else the last 100 would be the last rank's
+        self.recent.extend(episode for _, episode in gathered)
+        if self.episodes < WINDOW <= self.episodes + len(gathered):
+            self.best_return = self.saved_return = float("nan")
         self.episodes += len(gathered)
-        self.new_best = bool(gathered) and not self.episode_return <= self.best_return
-        if self.new_best:
+        if gathered and not self.episode_return <= self.best_return:
             self.best_return = self.episode_return
+        self.worth_saving = bool(gathered) and not self.episode_return <= self.saved_return
 
     def times_row(self, total_steps: int) -> dict[str, float]:
         """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks."""

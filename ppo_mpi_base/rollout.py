@@ -26,6 +26,11 @@ class Batch(NamedTuple):
     returns: Tensor
     extras: dict[str, Tensor]
 
+    def layout(self) -> list[tuple[str, torch.Size, torch.dtype]]:
+        """Return the name, shape and dtype of each tensor."""
+        named = [*zip(self._fields[:-1], self[:-1], strict=True), *self.extras.items()]
+        return [(name, x.shape, x.dtype) for name, x in named]
+
     def empty_like(self) -> Batch:
         """Return a batch of the same shapes and dtypes, with memory of its own."""
         extras = {name: torch.empty_like(x) for name, x in self.extras.items()}
@@ -93,21 +98,29 @@ class Rollout:
             {name: x.flatten(0, 1) for name, x in self.extras.items()},
         )
 
-    def epochs(self, orders: Iterable[np.ndarray], size: int) -> Iterator[list[Batch]]:
-        """Yield each epoch's minibatches of `size` samples, the last one of what is left.
 
-        Each epoch overwrites the memory of the one before.
+class Shuffled:
+    """The samples of an epoch in its order, as minibatches of `size`: one memory for all epochs of a run."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._whole: Batch | None = None
+        self._minibatches: list[Batch] = []
+
+    def epochs(self, samples: Batch, orders: Iterable[np.ndarray]) -> Iterator[list[Batch]]:
+        """Yield each epoch's minibatches, the last one of what is left; each epoch overwrites the one before.
 
         Args:
-            orders: of each epoch, (T*N,) indices into `samples()`.
-            size: B.
+            samples: all T*N of an iteration.
+            orders: of each epoch, (T*N,) indices into them.
         """
-        samples = self.samples()
-        shuffled = samples.empty_like()
-        minibatches = shuffled.split(size)  # once: to make so many tensors takes as long as to fill them
+        whole = self._whole
+        if whole is None or whole.layout() != samples.layout():  # first of all; or a hook has other extras
+            whole = self._whole = samples.empty_like()
+            self._minibatches = whole.split(self.size)  # once: to make so many tensors takes as long as to fill them
         for order in orders:
-            shuffled.gather_(samples, torch.as_tensor(order, device=samples.advantages.device))
-            yield minibatches
+            whole.gather_(samples, torch.as_tensor(order, device=samples.advantages.device))
+            yield self._minibatches
 
 
 def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -151,6 +164,8 @@ def checked_estimates(advantage_fn: Callable[..., Any]) -> Callable[..., tuple[T
             if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
                 found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
                 raise ConfigurationError(f"{wanted}, but its {name} are {found}")
+            if x.device != rollout.rewards.device:
+                raise ConfigurationError(f"{wanted} on {rollout.rewards.device}, but its {name} are on {x.device}")
             if not x.isfinite().all():
                 raise TrainingError(f"advantage_fn: its {name} are not all finite")
         advantages, targets = returned
@@ -197,7 +212,8 @@ def explained_variance(values: Tensor, returns: Tensor, ranks: Communicator) -> 
     Collective: call on all ranks.
     """
     errors, targets = (returns - values).double(), returns.double()
-    sums = np.array([targets.numel(), errors.sum(), errors.square().sum(), targets.sum(), targets.square().sum()])
+    parts = torch.stack([errors.sum(), errors.square().sum(), targets.sum(), targets.square().sum()])
+    sums = np.array([targets.numel(), *parts.tolist()])
     ranks.sum_(sums)
     n, error, error_squares, target, target_squares = sums
     variance = target_squares - target**2 / n

@@ -18,7 +18,7 @@ from torch import nn
 from ppo_mpi_base import layers
 from ppo_mpi_base.config import Config, checked
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.files import write_together
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
 
 FORMAT = 1
@@ -59,8 +59,8 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "gives_value": actor_critic.value_network is None,
     }
     # The description first: tensors without it could not be loaded, while an older description fits newer tensors.
-    write_whole(directory / f"{which}.json", json.dumps(description, indent=1).encode())
-    write_whole(directory / f"{which}.safetensors", safetensors.torch.save(tensors))
+    contents = {"json": json.dumps(description, indent=1).encode(), "safetensors": safetensors.torch.save(tensors)}
+    write_together({directory / f"{which}.{ending}": content for ending, content in contents.items()})
 
 
 def load_policy(

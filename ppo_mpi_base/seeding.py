@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
+import torch
 
 NETWORKS, EPISODES, ACTIONS, MINIBATCHES, EVALUATION = range(5)
 
@@ -16,3 +19,21 @@ def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:
 def generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
     """Return NumPy's default generator for one purpose."""
     return np.random.default_rng(seed_sequence(seed, purpose, *key))
+
+
+def torch_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context that leaves torch's random states as they were: the CPU's, and that of the networks' device."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def torch_states(device: torch.device) -> dict[str, np.ndarray]:
+    """Return torch's random states, by name: the CPU's, and that of the networks' device."""
+    states = {"torch": torch.get_rng_state().numpy()}
+    return {**states, "cuda": torch.cuda.get_rng_state(device).numpy()} if device.type == "cuda" else states
+
+
+def restore_torch(states: dict[str, np.ndarray], device: torch.device) -> None:
+    """Set what `torch_states` returned; a device that had none then keeps its own."""
+    torch.set_rng_state(torch.as_tensor(states["torch"]))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(torch.as_tensor(states["cuda"]), device)

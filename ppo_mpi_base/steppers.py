@@ -185,19 +185,20 @@ class Vector:
     def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
         """Begin the next episodes of some environments now, rather than with the step that comes next.
 
-        Of games that are not reported nothing is known: what is returned is empty.
+        Return the games that ended so, if the vector environment reports them with its reset.
         """
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
-        observations, _ = self.vector.reset(options={"reset_mask": mask.copy()})
+        before = np.array(self.observations[others])  # a copy: the environment may reuse its array
+        observations, infos = self.vector.reset(options={"reset_mask": mask.copy()})
         if len(observations) == len(out):  # EnvPool returns no others
-            if not np.array_equal(observations[others], self.observations[others], equal_nan=True):
+            if not np.array_equal(observations[others], before, equal_nan=True):
                 raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
             observations = observations[mask]
         for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
             out[i] = self.fit.initial(i, observation)
-        return {}
+        return _vector_reports(infos)
 
     def close(self) -> None:
         """Close what it steps."""

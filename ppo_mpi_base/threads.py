@@ -34,6 +34,12 @@ def core_share(ranks: Communicator) -> int:
     return max(1, min(share, len(own_cores())))  # a rank that is bound to few cores cannot use its share
 
 
+def blas_code() -> str:
+    """Return which code NumPy's products run on this host: another processor, or another version, has another one."""
+    found = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    return repr(sorted(f"{x['internal_api']} {x['version']} {x.get('architecture')}" for x in found))
+
+
 def share_cores(ranks: Communicator, parameters: int) -> None:
     """Let torch, OpenMP and BLAS use no more threads than `default_threads` says; else ranks slow each other down."""
     global _decided

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.seeding import torch_kept
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def undisturbed(policy: ActorCritic) -> Iterator[None]:
     modes = [(module, module.training) for module in policy.modules()]
     weights = [(parameter, parameter.data) for parameter in policy.parameters()]
     buffers = [(m, name, buffer) for m in policy.modules() for name, buffer in m.named_buffers(recurse=False)]
-    states, threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.get_num_threads()
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         policy.eval()
@@ -31,7 +32,7 @@ def undisturbed(policy: ActorCritic) -> Iterator[None]:
             parameter.data = data.clone(memory_format=torch.contiguous_format)
         for module, name, buffer in buffers:
             setattr(module, name, buffer.clone())
-        with torch.no_grad():
+        with torch.no_grad(), torch_kept(policy.device):
             yield
     finally:
         for module, name, buffer in buffers:
@@ -43,4 +44,3 @@ def undisturbed(policy: ActorCritic) -> Iterator[None]:
         torch.set_num_threads(threads)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

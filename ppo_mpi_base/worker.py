@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,11 +28,11 @@ from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.periodic_evaluation import PeriodicEvaluation
 from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
-from ppo_mpi_base.rollout import Batch, Rollout, explained_variance, minibatch_order
+from ppo_mpi_base.rollout import Batch, Rollout, Shuffled, explained_variance, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
 from ppo_mpi_base.seeding import MINIBATCHES, generator
 from ppo_mpi_base.storage import Storage
-from ppo_mpi_base.threads import share_cores
+from ppo_mpi_base.threads import blas_code, share_cores
 
 KL_TOLERANCE = 1.5
 """An update is not applied where the KL estimate exceeds this many times `target_kl`."""
@@ -50,7 +51,8 @@ class Result:
 
     Attributes:
         total_steps: agent steps over all ranks.
-        best_return, last_return: the highest and the last mean return of 100 training episodes; NaN without an episode.
+        best_return, last_return: the highest and the last mean return of 100 training episodes, or of all where there
+            were fewer; NaN without an episode.
         save_location: the directory of the networks, for `load_policy`; None if nothing was saved.
         learning_curve: the picture that rank 0 drew.
     """
@@ -78,20 +80,29 @@ class Worker:
         reports: the last 100 episodes and where the time goes.
     """
 
-    def __init__(self, config: Config, ranks: Communicator, loss_fn: LossFunction, interruption: Interruption) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ranks: Communicator,
+        loss_fn: LossFunction,
+        interruption: Interruption,
+        held: ExitStack,
+    ) -> None:
         self.config, self.ranks, self.interruption = config, ranks, interruption
-        self.device = torch.device(config.device or "cpu")
+        self.device = torch.device("cpu" if config.device is None else config.device)
         self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
+        together(ranks, lambda: builders.check_equal_keywords(config, ranks))
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
+        self.flat.blas_is_one = len(set(ranks.gather_all(blas_code()))) == 1
         share_cores(ranks, len(self.flat.data))
         keep_freed_memory()
-        self.reports = together(ranks, lambda: Reports(config, ranks))
+        self.reports = together(ranks, lambda: Reports(config, ranks, held))
         self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
@@ -110,6 +121,7 @@ class Worker:
             self.reports,
             self.first_global_index,
         )
+        self.shuffled = Shuffled(config.minibatch_size)
         self.observation_moments = RunningMoments(spaces[0].shape or ())
         self.reward_normalizer = RewardNormalizer(config.environments_per_rank, config.gamma)
         self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
@@ -141,7 +153,10 @@ class Worker:
 
     def broadcast_parameters(self) -> None:
         """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
-        for tensor in (self.flat.data, *self.not_trained()):
+        self._broadcast([self.flat.data, *self.not_trained()])
+
+    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
             array = tensor.cpu().contiguous().numpy()
             self.ranks.broadcast_(array)
             tensor.copy_(torch.as_tensor(array))
@@ -175,9 +190,9 @@ class Worker:
         for hook in config.hooks:
             hook.on_rollout(self, rollout)
         health.check_extras(rollout)
-        if self.reports.new_best and config.save_location is not None and self.ranks.is_root:
+        if self.reports.worth_saving and config.save_location is not None and self.ranks.is_root:
             # Now, not after the update: these are the networks that earned the score.
-            self._save_policy("best", self.reports.best_return)
+            self._save_policy("best")
         if config.external_update_callback is not None:
             self._external_loss = config.external_update_callback()
         return rollout
@@ -210,7 +225,7 @@ class Worker:
         self.stopped_by_kl = False
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
-        for epoch, batches in zip(epochs, rollout.epochs(orders, config.minibatch_size), strict=True):
+        for epoch, batches in zip(epochs, self.shuffled.epochs(rollout.samples(), orders), strict=True):
             self._know_losses(batches[0])
             if self._over(self._idle(epoch)):
                 return
@@ -259,10 +274,12 @@ class Worker:
         Collective: call on all ranks.
         """
         flat, started = self.flat, time.perf_counter()
-        flat.to_host()
+        flat.to_host()  # waits for a device of its own to finish the gradient
+        there = time.perf_counter()
         self.ranks.sum_(flat.host)
+        self.reports.messages.append(time.perf_counter() - there)
         flat.from_host()
-        self.reports.messages.append(time.perf_counter() - started)
+        self.reports.seconds["learning"] += there - started
         return dict(zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False))
 
     def step(self, statistics: dict[str, float]) -> None:
@@ -289,9 +306,11 @@ class Worker:
         config = self.config
         self.iteration += 1
         if config.normalize_observations:
-            seen = self.storage.observations[:-1]
-            self.observation_moments.update(seen.reshape(-1, *seen.shape[2:]), self.ranks)
+            seen = rollout.observations.flatten(0, 1).cpu().numpy()  # as a callback or a hook has left them
+            self.observation_moments.update(seen, self.ranks)
             self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
+        # Of what networks note in buffers, as running means do, each rank has its own: from here on it is rank 0's.
+        self._broadcast(self.actor_critic.network_buffers() if self.ranks.size > 1 else ())
         before = self.total_steps - self.steps_per_iteration
         evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
         row = {**self._row(rollout), **evaluation}
@@ -304,7 +323,7 @@ class Worker:
         self.reports.write(row)
         to_save = self._agree_on_the_end()
         if config.save_location is not None and self.ranks.is_root and (self.over or self.iteration % SAVE_EVERY == 0):
-            self._save_policy("latest", self.reports.episode_return)
+            self._save_policy("latest")
         self.storage.start_next()
         if self.iteration % COMPARE_EVERY == 0:
             health.check_in_step(self)
@@ -326,11 +345,15 @@ class Worker:
             self.reports.tell(f"ended by a hook at {self.total_steps:,} steps")
         return self.over or wanted == SAVE
 
-    def _save_policy(self, which: str, episode_return: float) -> None:
+    def _save_policy(self, which: Literal["best", "latest"]) -> None:
+        earned = self.reports.episode_return
         try:
-            save_policy(self.config, which, self.actor_critic, self.total_steps, episode_return)
+            save_policy(self.config, which, self.actor_critic, self.total_steps, earned)
         except OSError as error:
             self.reports.tell_failure(f"{which} networks could not be saved ({error.strerror}): training goes on")
+            return
+        if which == "best":
+            self.reports.saved_return = earned
 
     def anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
@@ -380,8 +403,9 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         fail_together(ranks),
         ranks.watched(config.stall_seconds),
         Interruption(config.max_seconds, config.stop_deadline) as interruption,
+        ExitStack() as held,
     ):
-        worker = Worker(config, ranks, loss_fn, interruption)
+        worker = Worker(config, ranks, loss_fn, interruption, held)
         try:
             yield worker
         finally:

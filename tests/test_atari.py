@@ -166,6 +166,26 @@ def test_the_vector_environment_plays_as_single_ones(env_id: str, keywords: dict
                 np.testing.assert_array_equal(theirs[3][i][:frames], final[:frames])
 
 
+def test_a_game_that_a_limit_cuts_is_reported_with_the_lives_before() -> None:
+    """The limit counts from the last lost life on, and the report from the game's beginning."""
+    actions = random_actions(230, 2)
+
+    def cut_at(limit: int, environments: Any) -> list[Episode]:
+        ranks_own = Environments(environments, seed=0, first_global_index=0, max_ep_len=limit)
+        out = np.zeros((2, 4, 84, 84), np.uint8)
+        ranks_own.reset(out)
+        episodes = [episode for action in actions for episode in ranks_own.step(action, out).episodes]
+        ranks_own.close()
+        return episodes
+
+    uncut = play([atari_env(BREAKOUT, noop_max=0, life_loss_ends=False) for _ in range(2)], actions)[2]
+    limit = 60
+    single = cut_at(limit, [atari_env(BREAKOUT, noop_max=0) for _ in range(2)])
+    assert single != uncut and any(episode.length > limit for episode in single)
+    for mode in MODES:
+        assert cut_at(limit, atari_vector_env(None, 2, BREAKOUT, autoreset_mode=mode, noop_max=0)) == single
+
+
 def test_whole_games_are_reported_from_the_first_on() -> None:
     actions = random_actions(350, 2)
     games: list[Episode] = []

@@ -319,10 +319,11 @@ class Scales(nn.Module):
         ({"network_fn": as_many, "value_network_fn": as_many}, r"parameters are not this run's .*scales"),
         ({"env_fn": Turned}, "action spaces are not this run's .*'start': 0.*'start': 1"),
         ({"env_fn": Bounded}, "observation spaces are not this run's"),
+        ({"normalize_observations": False}, r"normalized observations are not this run's \(True instead of False\)"),
         ({"hooks": ()}, None),  # a hook's state that nobody wants is no reason to stop
         ({"hooks": [Watch(), Watch()]}, "hook1/learned has shape None, but this run's"),
     ],
-    ids=["wider", "as many", "action space", "observation space", "fewer hooks", "more hooks"],
+    ids=["wider", "as many", "action space", "observation space", "normalization", "fewer hooks", "more hooks"],
 )
 def test_a_checkpoint_of_something_else_is_refused_before_anything_changes(tmp_path, run_of_half, changed, message):
     shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
@@ -451,7 +452,8 @@ def kill_at(moment):
 
     def count(frame, event, argument):
         nonlocal passed
-        if frame.f_code.co_filename in watched and frame.f_code.co_name in ("_write", "write_whole", "<genexpr>"):
+        names = ("_write", "write_whole", "write_together", "<genexpr>")
+        if frame.f_code.co_filename in watched and frame.f_code.co_name in names:
             passed += 1
             if passed == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -566,3 +568,37 @@ def test_a_run_that_is_made_longer_anneals_from_where_it_is(tmp_path):
     train(tmp_path, total_steps=3 * WHOLE * STEPS, **{**annealed, "anneal_lr": False, "anneal_clip_ratio": False})
     assert rates(tmp_path)[2 * WHOLE :] == [1e-3] * WHOLE
     assert coefficients(tmp_path)["clip_ratio"] == pytest.approx(0.2)
+
+
+def test_a_rate_that_a_hook_has_set_outlives_a_longer_total_steps(tmp_path):
+    class Drop(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == 1:
+                worker.learning_rates["policy"] = 1e-4
+
+    given: dict[str, Any] = {"pi_lr": 1e-3, "anneal_lr": False, "anneal_clip_ratio": True, "hooks": [Drop()]}
+    train(tmp_path, **given)
+    train(tmp_path, total_steps=2 * WHOLE * STEPS, **given)
+    assert rates(tmp_path) == [1e-3] + [1e-4] * (2 * WHOLE - 1)
+
+
+def dropping(obs_dim: int, out_dim: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(obs_dim, 8), nn.Dropout(0.5), nn.Linear(8, out_dim))
+
+
+def test_a_resumed_run_draws_the_random_numbers_that_its_networks_would_have_drawn(tmp_path):
+    networks = {"network_fn": dropping, "value_network_fn": dropping}
+    train(tmp_path / "whole", hooks=[Watch()], **networks)
+    half(tmp_path / "halves", **networks)
+    train(tmp_path / "halves", hooks=[Watch()], **networks)
+    assert differences(tmp_path / "whole", tmp_path / "halves") == []
+
+
+def test_better_networks_than_the_checkpoints_are_not_replaced_by_worse(tmp_path):
+    half(tmp_path)
+    saved = tmp_path / "saved" / "best.json"
+    facts = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**facts, "total_steps": HALF * STEPS + 1, "episode_return": 1e6}))
+    networks = (tmp_path / "saved" / "best.safetensors").read_bytes()
+    assert train(tmp_path).best_return == 1e6
+    assert (tmp_path / "saved" / "best.safetensors").read_bytes() == networks

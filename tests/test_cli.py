@@ -46,6 +46,10 @@ def test_a_run_leaves_its_file_which_starts_it_again(trained: Path, tmp_path: Pa
     assert again.keys() == was.keys() and all(torch.equal(again[name], was[name]) for name in was)
     assert not torch.equal(networks(trained / "seed0")["network.1.weight"], was["network.1.weight"])
     cli.main(["train", str(first / "run.toml"), "--directory", str(tmp_path), "--seed", "5"])
+    # The file of a run that was to go on where it was begins anew all the same.
+    cli.main(["train", "CartPole-v1", *TINY, "--resume", "auto", "--directory", str(tmp_path / "auto")])
+    cli.main(["train", str(tmp_path / "auto" / "run.toml")])
+    assert (tmp_path / "auto" / "run.1.toml").exists() and (tmp_path / "auto" / "logs" / "progress.1.csv").exists()
     assert "seed = 5" in (tmp_path / "run.toml").read_text() and "seed = 1\n" in (tmp_path / "run.1.toml").read_text()
 
 
@@ -98,6 +102,10 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
     arguments = ["--which", "latest", "--env-id", "CartPole-v1", "--output", str(output)]
     cli.main(["evaluate", saved, "--episodes", "3", *arguments])
     assert json.loads(output.read_text())["returns"] == found["returns"]
+    for ending in ("json", "safetensors"):  # of a run in which no episode ended there are no best networks
+        shutil.copy(run_directory / "saved_model" / f"latest.{ending}", tmp_path)
+    cli.main(["evaluate", str(tmp_path), "--episodes", "1", "--env-id", "CartPole-v1", "--output", str(output)])
+    assert json.loads(output.read_text())["which"] == "latest"
     best = evaluate(saved, lambda: gymnasium.make("CartPole-v1"), episodes=2)
     assert best == evaluate(load_actor_critic(saved).actor_critic, lambda: gymnasium.make("CartPole-v1"), episodes=2)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +139,7 @@ WRONG = [
     ("precision", "float16", "'bfloat16'"),
     ("env_kwargs", ["id"], "dict"),
     ("loss_coefficients", 0.1, "dict"),
+    ("device", 0, 'such as "cpu" or "cuda:1"'),
     ("network_fn", nn.Linear(1, 1).weight, "function"),
     ("value_network_fn", 3, "function"),
     ("rollout_interception_callback", [], "function"),
@@ -159,6 +161,15 @@ def test_a_wrong_value_is_refused_by_its_name(name: str, value: object, remedy: 
 @pytest.mark.parametrize("value", ["x", None, math.nan, math.inf])
 def test_coefficients_are_numbers(value: object) -> None:
     assert error_of(loss_coefficients={"beta": value}).startswith(f"loss_coefficients['beta']={value!r} must be a num")
+
+
+def test_tensors_are_made_where_the_package_says() -> None:
+    torch.set_default_device("meta")
+    try:
+        text = error_of()
+    finally:
+        torch.set_default_device(None)
+    assert "torch.set_default_device('meta')" in text and "device='meta'" in text
 
 
 def test_coefficients_that_are_keywords_have_their_ranges() -> None:

@@ -204,6 +204,8 @@ class TestTransitions:
         assert [len(step.after) for step in played.steps[0]] == [16] * 9
         assert played.steps[0][2].after[:12] == bytes_of(0, 0, 3) and played.steps[0][3].before == bytes_of(0, 1, 0, 0)
         assert played.episodes == [[(4.0, 4)], [(5.0, 5)], [(2.0, 2)] * 4]
+        recorded = [lambda fn=fn: RecordEpisodeStatistics(fn()) for fn in fns]  # which knows of no cut
+        assert play(rank(way(recorded), max_ep_len=5, first_ep_lens=[3, 5, 3]), box_actions(9, 3)) == played
 
     @pytest.mark.parametrize("name", ["list", "sync, next step", "sync, disabled", "sync, next step, no copy"])
     def test_arrays_may_be_reused(self, name):
@@ -304,9 +306,10 @@ class TestVectorEnvironments:
             def reset(self, *, seed=None, options=None):
                 return super().reset(seed=seed)
 
-        environments = rank(Careless([partial(ScriptedEnv, g=g, horizon=2 + g) for g in range(2)]))
-        with pytest.raises(ConfigurationError, match="reset_mask.* resets all environments"):
-            play(environments, box_actions(2, 2))
+        for copy in (True, False):  # or one array for all observations
+            fns = [partial(ScriptedEnv, g=g, horizon=2 + g) for g in range(2)]
+            with pytest.raises(ConfigurationError, match="reset_mask.* resets all environments"):
+                play(rank(Careless(fns, copy=copy)), box_actions(2, 2))
 
 
 class TestStatistics:

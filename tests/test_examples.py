@@ -70,6 +70,7 @@ import torch
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
+from variants import kl_penalty
 from variants.adaptive_learning_rate import adaptive_ppo
 from variants.kl_penalty import kl_penalty_ppo
 from variants.rnd import RandomNetworkDistillation, rnd_ppo
@@ -111,6 +112,9 @@ class Watch(Hooks):
 
 kl_penalty_ppo(target=1e-6, **settings("above", pi_lr=3e-2))
 kl_penalty_ppo(target=1e3, **settings("below"))
+kl_penalty.LOWEST, kl_penalty.HIGHEST = 0.25, 4.0
+kl_penalty_ppo(target=1e-6, **settings("highest", pi_lr=3e-2))
+kl_penalty_ppo(target=1e3, **settings("lowest"))
 adaptive_ppo(target=1e-6, **settings("falls", pi_lr=1e-2))
 adaptive_ppo(target=1e3, **settings("rises", pi_lr=1e-4))
 adaptive_ppo(target=1e3, **settings("annealed", pi_lr=1e-4, anneal_lr=True))
@@ -135,6 +139,9 @@ def test_the_kl_penalty_doubles_above_its_target_and_halves_below(variants: Path
     assert [row["beta"] for row in above] == [2.0 ** (k + 1) for k in range(8)]
     assert [row["beta"] for row in below] == [0.5 ** (k + 1) for k in range(8)]
     assert all(row["kl"] > 1.5e-6 for row in above)
+    highest, lowest = (rows(variants / name / "progress.csv") for name in ("highest", "lowest"))
+    assert [row["beta"] for row in highest] == [2.0] + [4.0] * 7
+    assert [row["beta"] for row in lowest] == [0.5] + [0.25] * 7
 
 
 @pytest.mark.timeout(300)

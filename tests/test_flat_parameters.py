@@ -42,6 +42,16 @@ def test_parameters_keep_their_values_and_become_views() -> None:
     assert all((p == 2).all() for net in (policy, value) for p in net.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_without_blas_is_the_same_but_for_rounding(dtype: torch.dtype) -> None:
+    policy, value = networks(dtype)
+    flat = flat_of(policy, value)
+    flat.message.normal_(generator=torch.Generator().manual_seed(0))
+    exact = flat.gradient[flat.slices["value"]].double().norm().item()
+    for flat.blas_is_one in (True, False):
+        assert flat.norm("value") == pytest.approx(exact, rel=1e-6 if dtype is torch.float32 else 1e-14)
+
+
 def test_gradients_accumulate_in_the_message() -> None:
     policy, value = networks()
     twin_policy, twin_value = copy.deepcopy((policy, value))

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from ppo_mpi_base import logger as logger_module
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.logger import Logger, read_progress
+from tests.mpi.launch import environment
 
 
 def write_run(directory, steps, **keywords):
@@ -197,6 +198,18 @@ def test_a_full_disk_is_told_and_the_rows_come_later(tmp_path, capsys):
     assert scalars(tmp_path)["charts/x"][-1] == (401, 401.0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread ends by it
+def test_a_column_that_a_full_disk_kept_out_comes_later(tmp_path, capsys):
+    log = Logger(tmp_path, total_steps=100, quiet=True)
+    log.log({"total_steps": 1, "x": 1})
+    with disk_full_after(0):
+        log.log({"total_steps": 2, "x": 2, "seldom": 5})
+    log.log({"total_steps": 3, "x": 3})
+    log.close()
+    _, rows = read_progress(tmp_path / "progress.csv")
+    assert [(row["x"], row["seldom"]) for row in rows] == [("1", "nan"), ("2", "5"), ("3", "nan")]
+
+
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
     write_run(tmp_path, [100, 200, 300, 400])
     write_run(tmp_path, [350], resume_from_steps=200)
@@ -270,6 +283,22 @@ def test_returns_of_any_magnitude_are_readable(tmp_path, capsys, value, text):
     log.log({"total_steps": 1, "episode_return": value})
     log.close()
     assert f"return {text:>6}  " in capsys.readouterr().out
+
+
+def test_output_that_a_full_disk_does_not_take_ends_no_run(tmp_path):
+    script = f"""
+from ppo_mpi_base.logger import Logger
+from tests.test_logger import disk_full_after
+log = Logger({str(tmp_path)!r}, total_steps=10)
+with disk_full_after(10):
+    log.message("more than ten letters")
+    log.log({{"total_steps": 5}})
+log.log({{"total_steps": 10}})
+log.close()
+"""
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, env=environment(), check=True, timeout=100)
+    assert "10/10 steps 100%" in (tmp_path / "out").read_text()
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):

@@ -18,6 +18,7 @@ from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.rollout import (
     Batch,
     Rollout,
+    Shuffled,
     Step,
     checked_estimates,
     explained_variance,
@@ -247,7 +248,7 @@ def numbered(length: int = 4, environments: int = 3) -> Rollout:
 
 def test_all_columns_are_shuffled_alike() -> None:
     order = np.array([7, 0, 11, 3, 1, 2, 4, 5, 6, 8, 9, 10])
-    (batch,) = next(numbered().epochs([order], 12))
+    (batch,) = next(Shuffled(12).epochs(numbered().samples(), [order]))
     flat = torch.as_tensor(order).double()
     torch.testing.assert_close(batch.observations, torch.stack([flat, flat + 0.25], dim=-1))
     assert torch.equal(batch.actions, torch.as_tensor(order) + 400)
@@ -262,7 +263,7 @@ def test_each_epoch_has_every_sample_the_last_minibatch_what_is_left(size: int, 
     rollout = numbered()
     orders = [np.random.default_rng([seed, epoch]).permutation(12) for epoch in range(3)]
     seen = 0
-    for order, minibatches in zip(orders, rollout.epochs(orders, size), strict=True):
+    for order, minibatches in zip(orders, Shuffled(size).epochs(rollout.samples(), orders), strict=True):
         assert [len(part.advantages) for part in minibatches] == [min(size, 12 - start) for start in range(0, 12, size)]
         for name in Batch._fields[:-1]:
             joined = torch.cat([getattr(part, name) for part in minibatches])
@@ -271,6 +272,15 @@ def test_each_epoch_has_every_sample_the_last_minibatch_what_is_left(size: int, 
         np.testing.assert_array_equal(more, rollout.extras["more"].flatten(0, 1).numpy()[order])
         seen += 1
     assert seen == 3
+
+
+def test_all_iterations_share_a_memory_until_extras_change() -> None:
+    order, shuffled, rollout = np.arange(12), Shuffled(5), numbered()
+    first = next(shuffled.epochs(rollout.samples(), [order]))
+    assert next(shuffled.epochs(numbered().samples(), [order])) is first
+    rollout.extras = {"other": rollout.values.float()}
+    (batch, *_) = next(shuffled.epochs(rollout.samples(), [order]))
+    assert batch.extras.keys() == {"other"} and batch.extras["other"].tolist() == [100, 101, 102, 103, 104]
 
 
 def test_a_callback_sees_an_episode_or_the_rollouts_end_at_a_time() -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import make_directory, write_whole
 from ppo_mpi_base.layers import build, describe
 from ppo_mpi_base.networks import (
     ChannelsLast,
@@ -364,25 +363,6 @@ def test_spaces_survive_json(space: gymnasium.Space) -> None:
 def test_other_spaces_are_told() -> None:
     with pytest.raises(ConfigurationError, match="only Box and Discrete"):
         describe_space(Dict({"x": OBSERVATIONS}))
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(TypeError):
-        write_whole(path, "text is refused half-way")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"new"
-
-
-def test_a_directory_that_cannot_be_written_is_told_by_its_argument(tmp_path: Path) -> None:
-    make_directory("log_directory", str(tmp_path / "a" / "b"))
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigurationError, match="log_directory=.*choose another"):
-            make_directory("log_directory", str(path))
 
 
 def test_networks_that_share_layers_are_saved(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO, ppo_losses
@@ -156,6 +158,34 @@ def test_the_best_networks_are_those_that_earned_the_score(tmp_path: Path) -> No
     assert all(differ), "an update changed nothing: the test says nothing"
 
 
+def test_a_few_lucky_episodes_are_not_the_best_for_ever(tmp_path: Path) -> None:
+    env_fn = partial(ScriptedEnv, horizon=1, reward=lambda g, episode, step: 9.0 if episode == 0 else 1.0)
+    result = train(tmp_path, env_fn=env_fn, total_steps=10 * 16)
+    assert result.best_return == 1.0, "the mean of the first 16 is 1.5, that of 100 with the first one is 1.08"
+    saved = json.loads((tmp_path / "saved" / "best.json").read_text())
+    assert (saved["total_steps"], saved["episode_return"]) == (112, 1.0)
+
+
+def test_networks_that_could_not_be_saved_are_followed_by_the_next_that_are_better(tmp_path: Path) -> None:
+    returns = [8.0, 16.0, 12.0, 4.0]  # of the iterations' two episodes; their means over all: 8, 12, 12, 10
+    env_fn = partial(ScriptedEnv, horizon=8, reward=lambda g, episode, step: returns[episode // 2] / 8)
+    blocker = tmp_path / "saved" / ".best.safetensors.part"
+
+    class Full(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == 1:
+                blocker.mkdir()  # in the place of the file that is to be written
+            elif worker.iteration == 2:
+                self.left = json.loads((tmp_path / "saved" / "best.json").read_text())["episode_return"]
+                blocker.rmdir()
+
+    full = Full()
+    result = train(tmp_path, env_fn=env_fn, hooks=[full])
+    assert full.left == 8.0, "a description must not be that of other networks"
+    saved = json.loads((tmp_path / "saved" / "best.json").read_text())
+    assert (saved["total_steps"], saved["episode_return"]) == (48, 12.0) and result.best_return == 12.0
+
+
 def test_a_saved_policy_acts_as_the_one_that_was_trained(tmp_path: Path) -> None:
     watch = Watch()
     train(tmp_path, env_fn=partial(gymnasium.make, "Pendulum-v1"), normalize_observations=True, hooks=[watch])
@@ -262,6 +292,17 @@ def test_the_interception_gets_an_episode_at_a_time_and_its_changes_are_learned_
     assert lengths == [5, 5, 5, 1]
     assert (watch.rollouts[0]["rewards"] == 2).all()
     assert column(tmp_path, "episode_return") == [5], "reports stay in true rewards"
+
+
+def test_the_normalization_is_of_what_was_learned_from(tmp_path: Path) -> None:
+    def tenfold(steps: list) -> list:
+        return [(10 * o, a, r, v, p) for o, a, r, v, p in steps]
+
+    watch = Watch()
+    train(tmp_path, total_steps=16, rollout_interception_callback=tenfold, normalize_observations=True, hooks=[watch])
+    learned_from = watch.rollouts[0]["observations"].double().numpy().reshape(16, 4)
+    np.testing.assert_allclose(watch.worker.observation_moments.mean, learned_from.mean(0), rtol=1e-12)
+    assert learned_from[:, 2].max() == 40
 
 
 def test_an_interception_keeps_the_number_of_steps(tmp_path: Path) -> None:
@@ -676,3 +717,40 @@ def test_heads_of_an_unknown_kind_are_not_initialized_by_guess(tmp_path: Path) -
 
     with pytest.raises(ConfigurationError, match=r"^orthogonal_init=True: .* networks.SharedTrunk"):
         train(tmp_path, network_fn=Both, value_network_fn=None, orthogonal_init=True)
+
+
+# Devices: what needs no GPU to be seen.
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_tensor_becomes_an_array_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """On a CPU torch converts in silence what it refuses to convert on a GPU."""
+
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("a tensor was converted without .cpu()")
+
+    monkeypatch.setattr(Tensor, "__array__", refuse)
+    networks = {"network_fn": Shared, "value_network_fn": None} if shared else {}
+    train(tmp_path, normalize_observations=True, normalize_rewards=True, evaluate_every=32, **networks)
+    train(tmp_path, total_steps=128, resume="auto", normalize_observations=True, normalize_rewards=True, **networks)
+
+
+def test_the_wait_for_a_device_is_learning_and_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlatParameters, "to_host", lambda self: time.sleep(0.02))
+    train(tmp_path, total_steps=16, train_batch_size=8)
+    (row,) = rows(tmp_path)
+    assert row["time_learning"] > 0.3 and row["time_communication"] < 0.1
+
+
+def test_what_is_on_another_device_is_told(tmp_path: Path) -> None:
+    def elsewhere(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+        return rollout.rewards, rollout.rewards.to("meta")
+
+    class Extra(Hooks):
+        def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+            rollout.extras["mine"] = rollout.rewards.to("meta")
+
+    with pytest.raises(ConfigurationError, match=r"advantage_fn must .* on cpu, but its value targets are on meta"):
+        train(tmp_path, advantage_fn=elsewhere)
+    with pytest.raises(ConfigurationError, match=r"rollout.extras\['mine'\] must be on cpu.*, not meta"):
+        train(tmp_path, hooks=[Extra()])

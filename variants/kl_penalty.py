@@ -13,6 +13,9 @@ from ppo_mpi_base.ppo import PPO, approximate_kl, value_loss
 from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.worker import Result, Worker
 
+LOWEST, HIGHEST = 1e-6, 1e6
+"""Limits of beta: from 0 it could not be doubled, and infinity times a KL of 0 is no number."""
+
 
 def kl_penalty_losses(
     actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]
@@ -38,9 +41,9 @@ class AdaptBeta(Hooks):
         if "kl" not in statistics:  # nothing was learned in this iteration
             return
         if statistics["kl"] > 1.5 * self.target:
-            beta.mul_(2)
+            beta.mul_(2).clamp_(max=HIGHEST)
         elif statistics["kl"] < self.target / 1.5:
-            beta.div_(2)
+            beta.div_(2).clamp_(min=LOWEST)
         statistics["beta"] = beta.item()
 
 

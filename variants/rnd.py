@@ -4,6 +4,7 @@
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters
@@ -24,7 +25,7 @@ class RandomNetworkDistillation(Hooks):
     def on_start(self, worker: Worker) -> None:
         """Build both networks, equal on all ranks, because all of them drew the same random numbers so far."""
         shape = worker.environments.observation_space.shape or ()
-        self.target, self.predictor = mlp(shape[0], self.features), mlp(shape[0], self.features)
+        self.target, self.predictor = (mlp(shape[0], self.features).to(worker.device) for _ in range(2))
         self.flat = FlatParameters({"predictor": list(self.predictor.parameters())})
         self.optimizer = Adam(self.flat)
         self.observations, self.errors = RunningMoments(shape), RunningMoments()
@@ -32,18 +33,21 @@ class RandomNetworkDistillation(Hooks):
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
         """Reward novelty, then make what was seen less novel by one step of the predictor on it."""
         seen = rollout.next_observations.flatten(0, 1)
-        self.observations.update(seen.numpy(), worker.ranks)
-        mean, std = torch.as_tensor(self.observations.mean), torch.as_tensor(self.observations.std)
+        self.observations.update(seen.cpu().numpy(), worker.ranks)
+        moments = self.observations.mean, self.observations.std
+        mean, std = (torch.as_tensor(x, device=worker.device) for x in moments)
         inputs = ((seen - mean) / std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP).to(self.flat.data.dtype)
         errors = (self.predictor(inputs) - self.target(inputs).detach()).square().mean(-1)
-        self.errors.update(errors.detach().numpy(), worker.ranks)
+        self.errors.update(errors.detach().cpu().numpy(), worker.ranks)
         bonus = self.coefficient * errors.detach() / float(self.errors.std)
         rollout.rewards += bonus.view_as(rollout.rewards)
-        self.bonus = bonus.mean().double().numpy().reshape(1)
+        self.bonus = np.array([bonus.mean().item()])
         worker.ranks.mean_(self.bonus)
         self.flat.message.zero_()
         errors.mean().backward()
-        worker.ranks.mean_(self.flat.gradient.numpy())
+        self.flat.to_host()
+        worker.ranks.mean_(self.flat.host)
+        self.flat.from_host()
         self.optimizer.step({"predictor": self.learning_rate})
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:

@@ -48,7 +48,7 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
     actions, out = cycle(rollout.actions.clamp(-1, 1).numpy().copy()), np.empty_like(worker.storage.observations[0])
     generators = [np.random.default_rng(i) for i in range(n)]
     orders = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
-    epochs = rollout.epochs(orders, config.minibatch_size)
+    epochs = worker.shuffled.epochs(rollout.samples(), orders)
 
     inference = microseconds(lambda: worker.gradients.act(observations, noise, acted), seconds)
     return {

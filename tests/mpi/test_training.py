@@ -350,6 +350,73 @@ PPO(total_steps=1e9, env_fn=lambda: Blind(gymnasium.make("Pendulum-v1")), use_ve
     hooks=[watch], **keywords)
 """
 
+KEYWORDS = """
+different = {sys.argv[2]: eval(sys.argv[3])[rank]}
+PPO(**{**keywords, "total_steps": 1e9, "env_fn": lambda: gymnasium.make("CartPole-v1"), **different})
+"""
+
+ORDER = """
+class Same(gymnasium.Wrapper):  # CartPole as rank many points, and over after each step
+    def step(self, action):
+        observation, _, _, truncated, info = super().step(action)
+        return observation, float(rank), True, truncated, info
+
+
+result = PPO(total_steps=400, env_fn=lambda: Same(gymnasium.make("CartPole-v1")),
+             **{**keywords, "rollout_length_per_worker": 200})
+print(f"{result.last_return} {result.best_return}\\n", end="", flush=True)
+"""
+
+BUFFERS = """
+import torch
+from torch import nn
+
+
+class Counting(nn.Module):
+    def __init__(self, obs_dim, out_dim=1):
+        super().__init__()
+        self.linear = nn.Linear(obs_dim, out_dim)
+        self.register_buffer("mean", torch.zeros(obs_dim))
+
+    def forward(self, observations):
+        self.mean = 0.9 * self.mean + 0.1 * observations.mean(0).detach()
+        return self.linear(observations - self.mean)
+
+
+class Look(Hooks):
+    def on_rollout(self, worker, rollout):
+        self.mine = worker.actor_critic.network.mean.clone()
+
+    def on_iteration(self, worker, statistics):
+        ranks = worker.ranks
+        all_own = ranks.gather_all(self.mine.tolist())
+        now = ranks.gather_all(worker.actor_critic.network.mean.tolist())
+        assert all_own[0] != all_own[1] and now[0] == now[1], (all_own, now)
+
+
+PPO(total_steps=64, env_fn=lambda: gymnasium.make("CartPole-v1"), hooks=[Look()],
+    **{**keywords, "network_fn": Counting, "value_network_fn": Counting})
+"""
+
+# One rank's BLAS as on an older processor: its products differ in the last bits. Steps are small enough to be clipped.
+PROCESSORS = (
+    """
+import os
+
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    os.environ["OPENBLAS_CORETYPE"] = "Prescott"
+"""
+    + SMALL
+    + """
+from ppo_mpi_base.threads import blas_code
+
+codes = world().gather_all(blas_code())
+PPO(total_steps=2 * 10 * 512, env_fn=lambda: gymnasium.make("CartPole-v1"), pi_grad_clip=0.01, v_grad_clip=0.01,
+    train_batch_size=32, **{**keywords, "rollout_length_per_worker": 512})
+print(f"{len(set(codes))}\\n", end="", flush=True)
+"""
+)
+
 ENDING = """
 class Ending(Hooks):
     def on_iteration(self, worker, statistics):
@@ -397,3 +464,35 @@ def test_a_hook_on_one_rank_ends_the_run_on_all(tmp_path: Path) -> None:
     done = launch(SMALL + ENDING, 2, str(tmp_path), timeout=280)
     assert done.code == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["0 ended at 64", "1 ended at 64"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("seed", "(0, 1000)", "seed=1000 on rank 1, but 0 on rank 0"),
+        ("save_location", "(sys.argv[1], None)", "save_location=None on rank 1, but 'a directory' on rank 0"),
+    ],
+)
+def test_other_keywords_on_one_rank_are_told_in_one_line(tmp_path: Path, name: str, values: str, text: str) -> None:
+    done = launch(SMALL + KEYWORDS, 2, str(tmp_path), name, values, timeout=280)
+    assert one_line(done) == f"ConfigurationError: {text}: it must be equal on all ranks"
+
+
+@pytest.mark.timeout(300)
+def test_the_last_100_episodes_are_those_of_all_ranks(tmp_path: Path) -> None:
+    done = launch(SMALL + ORDER, 2, str(tmp_path), timeout=280)
+    assert done.stdout.splitlines() == ["0.5 0.5"] * 2, done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_what_networks_note_in_buffers_is_rank_0s_after_each_iteration(tmp_path: Path) -> None:
+    done = launch(SMALL + BUFFERS, 2, str(tmp_path), timeout=280)
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_ranks_on_other_processors_stay_in_step(tmp_path: Path) -> None:
+    done = launch(PROCESSORS, 2, str(tmp_path), timeout=280)
+    assert done.code == 0, done.stderr
+    assert done.stdout.splitlines() == ["2"] * 2, "both ranks ran the same code: the test says nothing"

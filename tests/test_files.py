@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""Files that appear whole or not at all, and directories that one run at a time may have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppo_mpi_base import files
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.files import hold, make_directory, write_together, write_whole
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TypeError):
+        write_whole(path, "text is refused half-way")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"new"
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_together({first: b"a", second: b"b"})
+    with pytest.raises(FileNotFoundError):
+        write_together({first: b"c", tmp_path / "missing" / "second": b"d"})
+    assert first.read_bytes() == b"a" and sorted(tmp_path.iterdir()) == [first, second]
+
+
+HOLDING = """
+import sys, time
+from ppo_mpi_base.files import hold
+hold("save_location", sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_directory_is_held_by_one_run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = str(tmp_path / "saved")
+    with subprocess.Popen([sys.executable, "-c", HOLDING, place], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        monkeypatch.setattr(files, "PATIENCE", 0.2)
+        with pytest.raises(ConfigurationError, match="^save_location=.* is in use by another run.*choose another"):
+            hold("save_location", place)
+        monkeypatch.setattr(files, "PATIENCE", 60.0)
+        other.kill()  # while the next one waits, or just before
+        os.close(hold("save_location", place))
+    assert list((tmp_path / "saved").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_written_is_told_by_its_argument(tmp_path: Path) -> None:
+    make_directory("log_directory", str(tmp_path / "a" / "b"))
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigurationError, match="log_directory=.*choose another"):
+            make_directory("log_directory", str(path))
