@@ -375,7 +375,7 @@ def test_a_game_that_takes_too_long_counts_as_far_as_it_went() -> None:
         ({"env_fn": partial(FaultyEnv, "nan reward", 5)}, "reward is not finite"),
         ({"env_fn": partial(FaultyEnv, "shape", 2)}, "environment 0: env_fn gave an observation of shape"),
     ],
-    ids=str,
+    ids=lambda x: ",".join(x) if isinstance(x, dict) else x[:50],
 )
 def test_what_does_not_fit_is_told_in_a_line(keywords: dict[str, Any], text: str) -> None:
     given = {"policy": policy_of(), "env_fn": ScriptedEnv, **keywords}
@@ -529,7 +529,7 @@ ONE = Drawing()
             "in episode 0 of an ev",
         ),
     ],
-    ids=str,
+    ids=lambda x: ",".join(x) if isinstance(x, dict) else x[:50],
 )
 def test_a_training_with_unfit_evaluations_is_refused(tmp_path: Path, keywords: dict[str, Any], text: str) -> None:
     with pytest.raises((ConfigurationError, TrainingError), match=text):

@@ -524,7 +524,7 @@ def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
             ["make_vec_env_fn returned 1", "num_environments=2"],
         ),
     ],
-    ids=lambda x: ",".join(f"{k}={v}"[:40] for k, v in x.items()) if isinstance(x, dict) else "",
+    ids=lambda x: ",".join(x) if isinstance(x, dict) else x[0][:50],
 )
 def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
