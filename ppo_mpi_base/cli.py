@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.files import hold, set_aside, write_output
+from ppo_mpi_base.files import hold, write_output
 from ppo_mpi_base.mpi import fail_together, world
 from ppo_mpi_base.plot import compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
@@ -47,6 +46,7 @@ EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a ru
 def command() -> None:
     """Run the command with the arguments of the process; what is wrong with them is told in one line."""
     warnings.formatwarning = _one_line
+    sys.path.insert(0, "")  # as with `python -m ppo_mpi_base`: for an id such as my_module:Mine-v0
     try:
         main()
     except ConfigurationError as error:
@@ -125,28 +125,25 @@ def _tell_other_ranks(env_id_or_file: str, ranks: int) -> None:
 def train(chosen: dict[str, Any]) -> None:
     """Train by settings, as `settings.for_run` gives them. Collective: call on all ranks."""
     ranks = world()
-    own = ("env_id", "hidden", "directory")
-    directory = Path(chosen["directory"] or f"runs/{chosen['env_id']}/seed{chosen['seed']}")
-    keywords = {
-        **tasks.functions(chosen["env_id"], chosen["hidden"]),
-        "log_directory": str(directory / "logs"),
-        "save_location": str(directory / "saved_model"),
-        **{name: value for name, value in chosen.items() if name not in own},
-    }
 
-    def prepare() -> None:
-        Config(**keywords)  # a wrong value must not take the place of a former run's file
+    def prepare() -> tuple[Path, dict[str, Any]]:
+        settings.check_own(chosen)
+        directory = Path(chosen["directory"] or f"runs/{chosen['env_id']}/seed{chosen['seed']}")
+        keywords = {
+            **tasks.functions(chosen["env_id"], chosen["hidden"]),
+            "log_directory": str(directory / "logs"),
+            "save_location": str(directory / "saved_model"),
+            **{name: value for name, value in chosen.items() if name not in settings.OWN and name != "env_id"},
+        }
+        Config(**keywords)
         if ranks.is_root:
-            held.callback(os.close, hold("directory", str(directory)))
-            file = directory / run_file.NAME
-            if file.exists() and not (chosen["resume"] and run_file.same(file, chosen)):
-                set_aside(file)
-            run_file.write(file, {**chosen, "resume": False}, ranks.size)  # which is to start the same run, not go on
+            hold("directory", str(directory), held)
+        return directory, keywords
 
     with contextlib.ExitStack() as held:
         with fail_together(ranks):
-            checked_together(ranks, prepare)
-        PPO(**keywords)
+            directory, keywords = checked_together(ranks, prepare)
+        PPO(**keywords, hooks=[run_file.KeepRunFile(directory / run_file.NAME, chosen)])
 
 
 def evaluate(

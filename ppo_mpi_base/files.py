@@ -8,6 +8,7 @@ import itertools
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from ppo_mpi_base.errors import ConfigurationError
@@ -52,8 +53,11 @@ PATIENCE = 10.0
 """Seconds that a run waits for a directory: the processes of one that was killed may take some to end."""
 
 
-def hold(argument: str, path: str) -> int:
-    """Make a directory where it is missing, and hold it until the file descriptor that is returned is closed.
+_held: set[int] = set()  # file descriptors of directories
+
+
+def hold(argument: str, path: str, until: ExitStack) -> None:
+    """Make a directory where it is missing, and hold it until a stack is closed.
 
     No file is left there, and the kernel lets go of it when the process ends, however it does. File systems that know
     no such locks, as NFS, let everyone in.
@@ -63,22 +67,39 @@ def hold(argument: str, path: str) -> int:
     """
     make_directory(argument, path)
     directory = os.open(path, os.O_RDONLY)
-    until = time.monotonic() + PATIENCE
+    _held.add(directory)
+    until.callback(_let_go, directory)
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() > until:
-                os.close(directory)
+            if time.monotonic() > end:
                 raise ConfigurationError(
                     f"{argument}={path!r} is in use by another run, and they would overwrite each other's files: "
                     "choose another directory, or end that run"
                 ) from error
             time.sleep(0.1)
         except OSError:
-            return directory
+            return
         else:
-            return directory
+            return
+
+
+def _let_go(directory: int) -> None:
+    if directory in _held:  # not in a child, which never had it
+        _held.remove(directory)
+        fcntl.flock(directory, fcntl.LOCK_UN)  # of a child's copy too
+        os.close(directory)
+
+
+def _let_go_in_child() -> None:
+    """Close a forked child's copies: a lock belongs to all of them, and the child may outlive the run."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def set_aside(path: Path) -> None:

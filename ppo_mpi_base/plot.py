@@ -123,7 +123,8 @@ def plot_runs(
         draw_legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
         draw_note(
             figure,
-            "Mean over seeds, 95% bootstrap intervals (few seeds: too narrow); to the end of the shortest run.",
+            "Means of the last 100 training episodes. Lines: means over seeds, 95% bootstrap intervals (few seeds: too "
+            "narrow), to the end of the shortest run.",
             len(shared) > 1,
             references,
         )
@@ -172,7 +173,10 @@ def compare_runs(
         _draw_probabilities(figure.add_subplot(grid[:, -1]), comparison)
         seeds = [[len(task.scores_a) for task in comparison.tasks], [len(task.scores_b) for task in comparison.tasks]]
         draw_legend(figure, comparison.labels, seeds, joined=False)
-        note = "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds."
+        note = (
+            "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds, the mean of the last 100 "
+            "training episodes of each."
+        )
         draw_note(figure, note, True, references)
         save_png_and_svg(figure, path)
     numbers = json.dumps(comparison.to_dict(), indent=1) + "\n"

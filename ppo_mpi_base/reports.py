@@ -44,7 +44,7 @@ class Reports:
             places = {"log_directory": config.log_directory, "save_location": config.save_location}
             once = {os.path.realpath(path): name for name, path in places.items() if path is not None}
             for path, name in once.items():
-                held.callback(os.close, hold(name, path))
+                hold(name, path, held)
         self.logger: Logger | None = None
         self._config = config
         self._early: list[tuple[str, bool]] = []  # what was to be told before the logs were open

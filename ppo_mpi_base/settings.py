@@ -49,7 +49,7 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
     given: dict[str, Any] = {"env_id": env_id_or_file}
     if env_id_or_file.endswith(".toml"):
         given = run_file.read(Path(env_id_or_file))
-        if "env_id" not in given:
+        if not isinstance(given.get("env_id"), str):
             raise ConfigurationError(f'{env_id_or_file} has no env_id, such as env_id = "CartPole-v1"')
     usual = {name: default for name, (_, default, _) in OWN.items()}
     usual |= {name: item.default for name, item in _keywords().items()}
@@ -59,6 +59,16 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
         )
     of_environment = given.get("env_kwargs") if env_kwargs is None else env_kwargs
     return {**usual, **tasks.settings(given["env_id"], ranks, of_environment), **given}
+
+
+def check_own(chosen: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` where a setting that is none of `PPO()`'s keywords is not what it should be."""
+    hidden, directory = chosen["hidden"], chosen["directory"]
+    whole = isinstance(hidden, list | tuple) and all(type(width) is int and width >= 1 for width in hidden)
+    if not whole:
+        raise ConfigurationError(f"hidden={hidden!r} must be whole numbers of at least 1, such as [64, 64]")
+    if not isinstance(directory, str | None):
+        raise ConfigurationError(f"directory={directory!r} must be the path of a directory")
 
 
 def flags(defaults: dict[str, Any]) -> type:

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
+from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.saved_policy import load_policy
@@ -71,9 +72,10 @@ def record_video(
     path = Path(output)
     if path.suffix not in (".mp4", ".gif"):
         raise ConfigurationError(f"output={str(output)!r} must end in .mp4 or .gif")
-    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name}={value} must be at least 1")
+    checked("episodes", episodes, Count)
+    checked("max_steps", max_steps, Count | None)
+    checked("seed", seed, CountOrZero)
+    checked("which", which, Literal["best", "latest"])
     policy = load_policy(
         directory,
         which,

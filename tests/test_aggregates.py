@@ -115,6 +115,10 @@ def test_reference_scores_are_of_the_runs(starts, scores, expected):
     [
         (lambda: interquartile_mean([]), "scores="),
         (lambda: aggregates.mean([[1.0], []]), "scores="),
+        (
+            lambda: probability_of_improvement(np.array([1.0, 2.0]), np.array([0.0, 5.0])),
+            r"must be an array \(seeds, t",
+        ),
         (lambda: probability_of_improvement([[1.0]], [[1.0], [2.0]]), "a has 1 tasks and b has 2"),
         (lambda: normalize([[1.0]], [(2.0, 2.0)]), "high=2.0 must be above low=2.0"),
     ],

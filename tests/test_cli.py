@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from ppo_mpi_base import cli, tasks
+from ppo_mpi_base import cli, run_file, tasks
 from ppo_mpi_base.atari import LostLifeEnds
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate
+from ppo_mpi_base.mpi import world
 from ppo_mpi_base.saved_policy import load_actor_critic
 from tests.mpi.launch import launch
 
@@ -217,7 +219,68 @@ def test_a_run_that_cannot_go_on_leaves_the_file_of_the_one_that_is_there(tmp_pa
     before = (tmp_path / "run.toml").read_text()
     with pytest.raises(ConfigurationError, match="^resume: "):
         cli.main(["train", "CartPole-v1", *TINY, "--directory", str(tmp_path), "--resume", "auto", "--hidden", "9"])
-    assert (tmp_path / "run.1.toml").read_text() == before
-    cli.main(["train", str(tmp_path / "run.1.toml"), "--directory", str(tmp_path), "--resume", "auto"])
-    cli.main(["train", str(tmp_path / "run.1.toml"), "--directory", str(tmp_path), "--resume", "auto"])
-    assert len(list(tmp_path.glob("run*.toml"))) == 3  # the file of the one that failed was set aside, and no more
+    with pytest.raises(ConfigurationError, match="env_id='CartPole-v1'.*typo"):
+        cli.main(["train", "CartPole-v1", *TINY, "--directory", str(tmp_path), "--env-kwargs", '{"typo": 1}'])
+    assert (tmp_path / "run.toml").read_text() == before
+    cli.main(["train", str(tmp_path / "run.toml"), "--directory", str(tmp_path), "--resume", "auto"])
+    assert (tmp_path / "run.toml").read_text() == before, "nothing was left to train"
+    assert len(list(tmp_path.glob("run*.toml"))) == 1
+
+
+def test_a_run_that_goes_on_remembers_its_beginnings(tmp_path: Path) -> None:
+    class Begin:
+        ranks = world()
+
+    settings, rollout = {"env_id": "CartPole-v1", "resume": "auto"}, None
+    for iteration in range(3):
+        kept = run_file.KeepRunFile(tmp_path / "run.toml", settings)
+        kept.on_rollout(Begin(), rollout)  # type: ignore[arg-type]
+        if iteration == 0:
+            text = (tmp_path / "run.toml").read_text()
+            (tmp_path / "run.toml").write_text(text.replace("ranks = 1", "ranks = 7"))
+    facts = tomllib.loads((tmp_path / "run.toml").read_text())["facts"]
+    assert [each["ranks"] for each in facts["before"]] == [7, 1] and facts["ranks"] == 1
+    assert run_file.read(tmp_path / "run.toml") == {**settings, "resume": False}
+    run_file.KeepRunFile(tmp_path / "run.toml", {**settings, "seed": 1}).on_rollout(Begin(), rollout)  # type: ignore[arg-type]
+    assert (tmp_path / "run.1.toml").exists() and "before" not in (tmp_path / "run.toml").read_text()
+
+
+def test_versions_are_those_that_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tmp_path / "first"
+    (first / "numpy-0.0.1.dist-info").mkdir(parents=True)
+    (first / "numpy-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
+    (first / "left_over-1.dist-info").mkdir()  # of an uninstallation that was interrupted
+    monkeypatch.syspath_prepend(first)
+    assert run_file.facts(1)["versions"]["numpy"] == "0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hidden = 64", r"hidden=64 must be whole numbers of at least 1"),
+        ("hidden = [64.5]", "hidden=.*64.5.* must be whole numbers"),
+        ("hidden = [0]", "hidden=.*0.* must be whole numbers of at least 1"),
+        ("directory = 5", "directory=5 must be the path"),
+        ("env_id = 5", "has no env_id"),
+    ],
+)
+def test_settings_of_a_file_are_looked_at(tmp_path: Path, text: str, message: str) -> None:
+    own = {line.split(" = ")[0]: line for line in ('env_id = "CartPole-v1"', "total_steps = 512", text)}
+    (tmp_path / "run.toml").write_text("\n".join(own.values()))
+    with pytest.raises(ConfigurationError, match=message):
+        cli.main(["train", str(tmp_path / "run.toml"), "--quiet"])
+
+
+def test_an_environment_of_ones_own_is_found_where_one_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)"
+    )
+    command = [str(Path(sys.executable).with_name("ppo-mpi")), "train", "mine:Mine-v0", *TINY]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "mine:Mine-v0" / "seed0" / "run.toml").exists()
+
+
+def test_a_kept_file_starts_its_run_again() -> None:
+    kept = list((Path(__file__).parent.parent / "results").rglob("*.toml"))
+    assert len(kept) > 100 and [path for path in kept if run_file.read(path)["resume"]] == []

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,23 +38,34 @@ def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> Non
 
 HOLDING = """
 import sys, time
+from contextlib import ExitStack
 from ppo_mpi_base.files import hold
-hold("save_location", sys.argv[1])
+hold("save_location", sys.argv[1], ExitStack())
 print("held", flush=True)
 time.sleep(60)
 """
 
 
 def test_a_directory_is_held_by_one_run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = str(tmp_path / "saved")
+    place, held = str(tmp_path / "saved"), ExitStack()
     with subprocess.Popen([sys.executable, "-c", HOLDING, place], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         monkeypatch.setattr(files, "PATIENCE", 0.2)
         with pytest.raises(ConfigurationError, match="^save_location=.* is in use by another run.*choose another"):
-            hold("save_location", place)
+            hold("save_location", place, held)
         monkeypatch.setattr(files, "PATIENCE", 60.0)
         other.kill()  # while the next one waits, or just before
-        os.close(hold("save_location", place))
+        hold("save_location", place, held)
+        child = os.fork()
+        if child == 0:  # which lives on when this run has ended
+            time.sleep(30)
+            os._exit(0)
+        held.close()
+        monkeypatch.setattr(files, "PATIENCE", 0.0)
+        with held:
+            hold("save_location", place, held)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     assert list((tmp_path / "saved").iterdir()) == []
 
 

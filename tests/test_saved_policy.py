@@ -385,3 +385,21 @@ def test_a_policy_computes_in_the_precision_of_its_training(tmp_path: Path) -> N
     np.testing.assert_array_equal(load_policy(tmp_path)(observation), acts)
     actor_critic.precision = "float32"
     assert (expected(actor_critic, observation) != acts).all()
+
+
+def test_sizes_may_be_numpys(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(np.prod((4,)), np.int64(8)), nn.Dropout(np.float32(0.5)), nn.Linear(8, 2))  # type: ignore[arg-type]
+    actor_critic = ActorCritic(network, mlp(4), OBSERVATIONS, ACTIONS)
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, save_location=str(tmp_path))
+    save_policy(config, "best", actor_critic, total_steps=1, episode_return=1.0)
+    observation = np.ones(4, np.float32)
+    actor_critic.eval()
+    np.testing.assert_array_equal(load_policy(tmp_path)(observation), expected(actor_critic, observation))
+
+
+def test_layers_that_write_into_their_input_do_so_again() -> None:
+    network = Residual(OrderedDict(a=nn.ReLU(inplace=True), b=nn.Linear(3, 3)))  # relu(x) + f(relu(x))
+    again = build(json.loads(json.dumps(describe(network))))
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(5, 3)
+    assert torch.equal(again(x.clone()), network(x.clone()))

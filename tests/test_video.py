@@ -128,6 +128,9 @@ def test_what_cannot_be_filmed_is_told_and_nothing_written(tmp_path: Path) -> No
     refused("must end in .mp4 or .gif", tmp_path, Lamp, "a.avi")
     refused("episodes=0", tmp_path, Lamp, episodes=0)
     refused("max_steps=0", tmp_path, Lamp, max_steps=0)
+    refused("episodes=1.5 must be a whole number", tmp_path, Lamp, episodes=1.5)
+    refused("seed=-1 must be a whole number", tmp_path, Lamp, seed=-1)
+    refused("which='newest' is not one of", tmp_path, Lamp, which="newest")
     refused("output=.*cannot be written", tmp_path, Lamp, "best.json/a.mp4")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from ppo_mpi_base.hooks import Hooks
@@ -17,7 +18,8 @@ class JsonLogger(Hooks):
         self.path = Path(path)
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Write a row, on rank 0."""
+        """Write a row, on rank 0; what is not known yet is null, for JSON has no NaN."""
         if worker.ranks.is_root:
+            row = {name: value if math.isfinite(value) else None for name, value in statistics.items()}
             with self.path.open("a") as file:
-                file.write(json.dumps(statistics) + "\n")
+                file.write(json.dumps(row) + "\n")
