@@ -38,8 +38,9 @@ def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
     return built  # type: ignore[return-value]
 
 
-OF_A_RANK = {"log_directory", "device", "env_kwargs", "quiet"}
-"""Keywords that may differ from rank to rank."""
+OF_A_RANK = {"log_directory", "device", "env_kwargs", "quiet", "max_seconds", "stop_deadline", "checkpoint_seconds"}
+"""Keywords that may differ from rank to rank: one rank's clock is enough to stop all, or rank 0's decides."""
+TABLES = ("policy_kwargs", "critic_kwargs", "loss_coefficients")
 
 
 def check_equal_keywords(config: Config, ranks: Communicator) -> None:
@@ -48,11 +49,11 @@ def check_equal_keywords(config: Config, ranks: Communicator) -> None:
     Raises:
         ConfigurationError: it is; ranks would wait for each other in vain, or train different networks.
     """
-    mine = {
-        item.name: value
-        for item in dataclasses.fields(config)
-        if item.name not in OF_A_RANK and isinstance(value := getattr(config, item.name), int | float | str | None)
-    }
+    named = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    named |= {f"{table}[{name!r}]": value for table in TABLES for name, value in named[table].items()}
+    plain = int | float | str | tuple | list | None
+    mine = {name: value for name, value in named.items() if name not in OF_A_RANK and isinstance(value, plain)}
+    mine.pop("hooks")
     mine["save_location"] = None if config.save_location is None else "a directory"  # only rank 0 writes there
     first = ranks.gather_all(mine)[0]
     for name in sorted(mine.keys() | first.keys()):
@@ -117,6 +118,18 @@ def check_equal_spaces(environments: Environments, ranks: Communicator) -> None:
         if space != wanted:
             raise ConfigurationError(
                 f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {wanted}"
+            )
+
+
+def check_equal_networks(actor_critic: ActorCritic, ranks: Communicator) -> None:
+    """Raise if the shapes of this rank's parameters differ from rank 0's. Collective: call on all ranks."""
+    mine = {name: tuple(parameter.shape) for name, parameter in actor_critic.named_parameters()}
+    first = ranks.gather_all(mine)[0]
+    for name in sorted(mine.keys() | first.keys()):
+        if mine.get(name) != first.get(name):
+            raise ConfigurationError(
+                f"network_fn, value_network_fn: the parameter {name} has shape {mine.get(name)} on rank {ranks.rank}, "
+                f"but {first.get(name)} on rank 0"
             )
 
 

@@ -117,11 +117,13 @@ class Checkpoints:
     def _with_later_best(
         self, found: tuple[dict[str, Any], dict[str, np.ndarray]] | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Let a checkpoint know of better networks that were saved after it: worse ones must not replace them."""
+        """Let a checkpoint know which networks are saved: worse ones must not replace better ones of after it."""
         if found is not None and self.directory is not None:
             reports = found[0]["reports"]
+            reports["saved_return"] = float("nan")
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there are none
                 saved = json.loads((self.directory.parent / "best.json").read_bytes())
+                reports["saved_return"] = saved["episode_return"]
                 if saved["total_steps"] > found[0]["total_steps"] and reports["best_return"] is not None:
                     reports["best_return"] = max(reports["best_return"], saved["episode_return"])
         return found

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The two ways a run can go wrong that the package itself reports."""
+"""The two ways a run can go wrong that the package itself reports, and what helps to tell them."""
 
+import contextlib
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +15,13 @@ class ConfigurationError(ValueError):
 
 class TrainingError(RuntimeError):
     """The run itself went wrong: one line that names the rank, the environment, the step and the source."""
+
+
+def last_words(text: str) -> None:
+    """Write to stderr at once; where that cannot be, as on a full disk, what is to follow must follow still."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

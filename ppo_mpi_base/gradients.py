@@ -77,8 +77,8 @@ def checked_names(
     Raises:
         ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
     """
-    # As an evaluation: a resumed run does it once more, and must draw the random numbers that follow all the same.
-    with undisturbed(objective.actor_critic), torch.enable_grad():
+    # Without a trace: a resumed run does it once more, and must draw the random numbers that follow all the same.
+    with undisturbed(objective.actor_critic, evaluating=False), torch.enable_grad():
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
         except KeyError as error:

@@ -6,15 +6,34 @@ from __future__ import annotations
 import math
 import numbers
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.hooks import Hooks
 
 if TYPE_CHECKING:
     from ppo_mpi_base.rollout import Rollout
     from ppo_mpi_base.worker import Worker
+
+
+def check_states(hooks: Sequence[Hooks]) -> None:
+    """Raise `ConfigurationError` where a hook's state is not what a checkpoint can keep and fill again."""
+    for hook in hooks:
+        state: Any = hook.state()
+        if not isinstance(state, dict):
+            raise ConfigurationError(f"{type(hook).__name__}.state must return a dict of tensors, not {state!r}")
+        for name, x in state.items():
+            of = f"{type(hook).__name__}.state: {name!r}"
+            if not isinstance(x, Tensor):
+                raise ConfigurationError(f"{of} must be a tensor, not {type(x).__name__}")
+            if x.dtype == torch.bfloat16:
+                raise ConfigurationError(f"{of} must be of a dtype that NumPy has, not {x.dtype}")
+            if x.numel() and x.data_ptr() != hook.state()[name].data_ptr():
+                raise ConfigurationError(f"{of} is another tensor in each call: a resumed run could not fill it")
 
 
 def check_finite(worker: Worker) -> None:

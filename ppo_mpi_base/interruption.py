@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
+
+from ppo_mpi_base.errors import last_words
 
 REQUEUE = 75
 """The exit status of an interrupted run that can be continued: EX_TEMPFAIL of sysexits.h."""
@@ -50,6 +51,11 @@ class Interruption:
             self._timer.cancel()
 
     @property
+    def signalled(self) -> bool:
+        """Whether a signal came to this rank."""
+        return self._came is not None
+
+    @property
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
         return self._came is not None or (self._ends_at is not None and time.monotonic() >= self._ends_at)
@@ -62,7 +68,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._came == number and time.monotonic() - self._came_at >= SAME_REQUEST:
-            sys.stderr.write(f"second {signal.Signals(number).name}: ending now\n")
+            last_words(f"second {signal.Signals(number).name}: ending now\n")
             os._exit(128 + number)
         if self._came is None:
             self._came, self._came_at = number, time.monotonic()
@@ -71,5 +77,5 @@ class Interruption:
             self._timer.start()
 
     def _give_up(self) -> None:
-        sys.stderr.write(f"no end within {self._deadline:g} s of the signal: ending at the last checkpoint\n")
+        last_words(f"no end within {self._deadline:g} s of the signal: ending at the last checkpoint\n")
         os._exit(REQUEUE)

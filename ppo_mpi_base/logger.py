@@ -228,14 +228,16 @@ class _Console:
 
     def message(self, text: str) -> None:
         if self._live:
-            self._live.console.print(Text(text), soft_wrap=True)  # Text: brackets in it are no markup
+            with contextlib.suppress(OSError):  # the terminal was closed
+                self._live.console.print(Text(text), soft_wrap=True)  # Text: brackets in it are no markup
         else:
             _print(text)
 
     def close(self) -> None:
         self._draw()
         if self._live:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def _draw(self) -> None:
         if self._pending is None:
@@ -243,7 +245,8 @@ class _Console:
         steps, text = self._describe(self._pending)
         if self._live:
             completed = self._pending["total_steps"]
-            self._live.update(self._task, completed=completed, steps=steps, description=text, refresh=True)
+            with contextlib.suppress(OSError):
+                self._live.update(self._task, completed=completed, steps=steps, description=text, refresh=True)
         else:
             _print(f"{steps} steps {text}")
         self._pending = None

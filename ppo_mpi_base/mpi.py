@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.errors import ConfigurationError, TrainingError, last_words
 from ppo_mpi_base.launchers import SIZELESS, is_child, launched, mark_as_rank
 from ppo_mpi_base.watch import NOTES, Watch
 
@@ -121,7 +121,8 @@ class Communicator:
             return
         host = self._comm.Split_type(_mpi.COMM_TYPE_SHARED)
         with tempfile.NamedTemporaryFile() as file:  # no MPI window: that takes part in the communication it watches
-            file.truncate(NOTES * host.size * np.dtype(np.float64).itemsize)
+            file.write(bytes(NOTES * host.size * np.dtype(np.float64).itemsize))  # now: a full disk is told here
+            file.flush()
             notes = np.memmap(host.bcast(file.name), np.float64, "r+", shape=(host.size, NOTES))
             ranks = host.allgather(self.rank)  # and so all have opened the file of the first
         host.Free()
@@ -241,10 +242,9 @@ def _load_mpi() -> ModuleType | None:
 def _end_all_ranks(error: BaseException) -> NoReturn:
     """Print the error, on one rank only if several fail at this moment, and abort all ranks."""
     try:
-        sys.stdout.flush()
+        _flush_stdout()
         if _speaks(error):
-            sys.stderr.write(_report(error))
-            sys.stderr.flush()
+            last_words(_report(error))
             time.sleep(_DRAIN)
         else:
             time.sleep(_PATIENCE)
@@ -252,6 +252,11 @@ def _end_all_ranks(error: BaseException) -> NoReturn:
         if _mpi is not None:
             _mpi.COMM_WORLD.Abort(1)
         os._exit(1)  # without MPI: each by itself, the silent ones later lest a launcher ends the one that speaks
+
+
+def _flush_stdout() -> None:
+    with suppress(OSError, ValueError):  # its disk is full, perhaps
+        sys.stdout.flush()
 
 
 def _speaks(error: BaseException) -> bool:
@@ -308,7 +313,7 @@ def _at_exit() -> None:
     if is_child() or _mpi.Is_finalized():
         return
     if _exit_status not in (None, 0) or hasattr(sys, "last_value"):
-        sys.stdout.flush()
+        _flush_stdout()
         time.sleep(_DRAIN)
         _mpi.COMM_WORLD.Abort(_exit_status if isinstance(_exit_status, int) else 1)
     # Wait here, not in Finalize: it spins on a core that rank 0 may still use, and chokes on a failing rank's message.

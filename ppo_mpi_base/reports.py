@@ -83,7 +83,7 @@ class Reports:
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.episodes = state["episodes"]
         self.best_return = float("nan") if state["best_return"] is None else state["best_return"]
-        self.saved_return = self.best_return
+        self.saved_return = state.get("saved_return", self.best_return)
         self.started -= state["seconds"]
 
     @property

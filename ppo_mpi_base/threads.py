@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+from pathlib import Path
 
 import threadpoolctl
 import torch
@@ -35,9 +38,19 @@ def core_share(ranks: Communicator) -> int:
 
 
 def blas_code() -> str:
-    """Return which code NumPy's products run on this host: another processor, or another version, has another one."""
+    """Return what decides over the last bits of NumPy's products: the library, its code for this processor, threads."""
     found = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
-    return repr(sorted(f"{x['internal_api']} {x['version']} {x.get('architecture')}" for x in found))
+    code = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture')} {x['num_threads']}" for x in found)
+    return f"{code} {_processor()}"
+
+
+def _processor() -> str:
+    """Return this host's kind of processor, which not every library tells; "" where it is not known."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def share_cores(ranks: Communicator, parameters: int) -> None:

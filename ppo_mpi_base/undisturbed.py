@@ -15,8 +15,8 @@ from ppo_mpi_base.seeding import torch_kept
 
 
 @contextmanager
-def undisturbed(policy: ActorCritic) -> Iterator[None]:
-    """Let a policy be evaluated; afterwards it and the global random states are as before.
+def undisturbed(policy: ActorCritic, evaluating: bool = True) -> Iterator[None]:
+    """Let a policy be evaluated, or tried as in training; afterwards it and the global random states are as before.
 
     Matrix products depend, to the last bit, on where in memory weights begin and on how many threads there are. So
     weights move to tensors of their own for the time, and one thread computes; buffers, since networks may change them.
@@ -27,7 +27,8 @@ def undisturbed(policy: ActorCritic) -> Iterator[None]:
     states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        policy.eval()
+        if evaluating:
+            policy.eval()
         for parameter, data in weights:
             parameter.data = data.clone(memory_format=torch.contiguous_format)
         for module, name, buffer in buffers:

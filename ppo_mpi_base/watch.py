@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppo_mpi_base.errors import last_words
+
 COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "barrier", "raise_together")
 NUMBERS = {name: float(k) for k, name in enumerate(COLLECTIVES)}
 COUNT, NAME, SINCE = range(3)
@@ -91,8 +93,7 @@ class Watch:
         frame = sys._current_frames().get(self._main or 0)
         stack = "".join(traceback.format_stack(frame)) if frame else ""
         name = COLLECTIVES[int(waiting[NAME])]
-        sys.stderr.write(f"rank {self._ranks[self._own]} stalls here, while others wait for it in {name}:\n{stack}")
-        sys.stderr.flush()
+        last_words(f"rank {self._ranks[self._own]} stalls here, while others wait for it in {name}:\n{stack}")
 
     def _end(self, notes: np.ndarray, seconds: float) -> None:
         """End this rank, which has waited too long, unless the one that is missing comes at the last moment."""
@@ -108,11 +109,10 @@ class Watch:
             if astray.any():
                 others = ", ".join(sorted({COLLECTIVES[int(k)] for k in notes[astray, NAME]}))
                 who += f" (in {others}, as where a hook calls a collective on some ranks only)"
-            sys.stderr.write(
+            last_words(
                 f"TrainingError: {who} did not come to the collective {name}, in which rank {self._ranks[self._own]} "
                 f"has waited for {seconds:.0f} s, more than stall_seconds={self._limit:g}: ending all ranks\n"
             )
-            sys.stderr.flush()
             time.sleep(MESSAGE_TIME / 4)  # for the launcher to read it
         else:
             time.sleep(2 * MESSAGE_TIME)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,10 @@ from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names
-from ppo_mpi_base.interruption import REQUEUE, Interruption
+from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
 from ppo_mpi_base.memory import keep_freed_memory
 from ppo_mpi_base.mpi import Communicator, fail_together, world
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
@@ -92,15 +94,15 @@ class Worker:
         self.device = torch.device("cpu" if config.device is None else config.device)
         self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
-        together(ranks, lambda: builders.check_equal_keywords(config, ranks))
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
+        together(ranks, lambda: builders.check_equal_networks(self.actor_critic, ranks))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
-        self.flat.blas_is_one = len(set(ranks.gather_all(blas_code()))) == 1
         share_cores(ranks, len(self.flat.data))
+        self.flat.blas_is_one = len(set(ranks.gather_all(blas_code()))) == 1
         keep_freed_memory()
         self.reports = together(ranks, lambda: Reports(config, ranks, held))
         self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
@@ -140,6 +142,7 @@ class Worker:
         self.broadcast_parameters()
         for hook in config.hooks:
             hook.on_start(self)
+        together(ranks, lambda: health.check_states(config.hooks))
         self.interrupted = False
         tell = self.reports.tell_failure
         self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, tell)
@@ -395,21 +398,41 @@ class Worker:
         )
 
 
+CLOSING = 5.0
+"""Seconds that environments have to close where an error is under way, which has to be told."""
+
+
+def _close_for_a_while(environments: Environments) -> None:
+    """Close environments, which may wait for ever: an AsyncVectorEnv does, for a process of its own that has died."""
+
+    def close() -> None:
+        with suppress(Exception):  # the error that is under way says more
+            environments.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSING)
+
+
 @contextmanager
 def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
     ranks = world()
-    with (
-        fail_together(ranks),
-        ranks.watched(config.stall_seconds),
-        Interruption(config.max_seconds, config.stop_deadline) as interruption,
-        ExitStack() as held,
-    ):
+    with fail_together(ranks), ExitStack() as held:
+        builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
+        held.enter_context(ranks.watched(config.stall_seconds))
+        interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline))
         worker = Worker(config, ranks, loss_fn, interruption, held)
         try:
             yield worker
-        finally:
+        except BaseException:
+            _close_for_a_while(worker.environments)
+            raise
+        else:
             worker.environments.close()
+            if worker.interrupted and (interruption.signalled or ranks.size > 1):
+                time.sleep(SAME_REQUEST)  # the same signal may still be on its way, to this rank or others
+        finally:
             worker.reports.close()
     if worker.interrupted and config.save_location is None:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")

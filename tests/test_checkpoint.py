@@ -602,3 +602,11 @@ def test_better_networks_than_the_checkpoints_are_not_replaced_by_worse(tmp_path
     networks = (tmp_path / "saved" / "best.safetensors").read_bytes()
     assert train(tmp_path).best_return == 1e6
     assert (tmp_path / "saved" / "best.safetensors").read_bytes() == networks
+
+
+def test_best_networks_that_are_missing_are_saved_again(tmp_path):
+    half(tmp_path)
+    for ending in ("json", "safetensors"):
+        (tmp_path / "saved" / f"best.{ending}").unlink()
+    train(tmp_path)
+    assert (tmp_path / "saved" / "best.safetensors").exists()

@@ -273,7 +273,7 @@ def test_settings_of_a_file_are_looked_at(tmp_path: Path, text: str, message: st
 
 def test_an_environment_of_ones_own_is_found_where_one_is(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)"
+        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')"
     )
     command = [str(Path(sys.executable).with_name("ppo-mpi")), "train", "mine:Mine-v0", *TINY]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

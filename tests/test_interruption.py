@@ -145,3 +145,53 @@ def test_a_second_signal_and_the_deadline_end_it_now_at_the_last_checkpoint(tmp_
     ], finished
     assert "second SIGTERM: ending now" in finished.stderr
     assert finished.stderr.count("ending at the last checkpoint") == 2
+
+
+LATE = """
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.ppo import PPO
+from tests.resuming import HALF, keywords
+
+
+class Both(Hooks):
+    # A signal to this rank, and a while later that of the launcher.
+
+    def on_rollout(self, worker, rollout):
+        if worker.iteration == HALF:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+PPO(**keywords("CartPole", Path(sys.argv[1]), hooks=[Both()]))
+"""
+
+
+def test_a_signal_that_comes_again_when_the_run_has_ended_is_the_same_request(tmp_path):
+    assert run([], LATE, str(tmp_path)).code == REQUEUE
+
+
+FULL = """
+import sys
+import time
+from ppo_mpi_base.errors import last_words
+from ppo_mpi_base.interruption import Interruption
+
+sys.stderr = open("/dev/full", "w")
+sys.stdout = open("/dev/full", "w")
+print("what does not fit")
+last_words("this neither")
+import os, signal
+with Interruption(None, 0.2):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+
+
+def test_the_deadline_ends_a_run_that_cannot_say_so():
+    assert run([], FULL, timeout=15).code == REQUEUE

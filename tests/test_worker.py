@@ -719,6 +719,68 @@ def test_heads_of_an_unknown_kind_are_not_initialized_by_guess(tmp_path: Path) -
         train(tmp_path, network_fn=Both, value_network_fn=None, orthogonal_init=True)
 
 
+class Ended(ScriptedEnv):
+    """An environment that fails, and then does not close, as an AsyncVectorEnv of which one process has died."""
+
+    def step(self, action: Any) -> Any:
+        raise EOFError("a process died")
+
+    def close(self) -> None:
+        time.sleep(10)
+
+
+def test_an_error_is_told_though_environments_do_not_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_mpi_base.worker.CLOSING", 0.2)
+    began = time.monotonic()
+    with pytest.raises(EOFError, match="a process died"):
+        train(tmp_path, env_fn=Ended)
+    assert time.monotonic() - began < 5
+
+
+class Auxiliary(nn.Module):
+    """A network that notes a loss of its own in training."""
+
+    def __init__(self, obs_dim: int, act_dim: int) -> None:
+        super().__init__()
+        self.layer, self.noted = nn.Linear(obs_dim, act_dim), torch.zeros(())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        out: Tensor = self.layer(observations)
+        if self.training:
+            self.noted = out.square().mean()
+        return out
+
+
+def test_losses_are_looked_at_as_they_are_in_training(tmp_path: Path) -> None:
+    def with_noted(actor_critic: Any, batch: Any, coefficients: dict[str, Tensor]) -> Any:
+        losses, statistics = ppo_losses(actor_critic, batch, coefficients)
+        return {**losses, "noted": actor_critic.network.noted}, statistics
+
+    train(tmp_path, network_fn=Auxiliary, loss_fn=with_noted)
+    assert "noted_loss" in rows(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ([], "Mine.state must return a dict of tensors"),
+        ({"x": 3}, "Mine.state: 'x' must be a tensor, not int"),
+        ({"x": torch.zeros(2, dtype=torch.bfloat16)}, "Mine.state: 'x' must be of a dtype that NumPy has"),
+        (None, "Mine.state: 'x' is another tensor in each call"),
+    ],
+    ids=["list", "number", "bfloat16", "new"],
+)
+def test_a_state_that_no_checkpoint_could_keep_is_told_at_once(tmp_path: Path, state: Any, text: str) -> None:
+    class Mine(Hooks):
+        kept = torch.zeros(3)
+
+        def state(self) -> Any:
+            return {"x": self.kept.clone()} if state is None else state
+
+    with pytest.raises(ConfigurationError, match=text):
+        train(tmp_path, hooks=[Mine()])
+
+
 # Devices: what needs no GPU to be seen.
 
 

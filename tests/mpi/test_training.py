@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import cache
@@ -363,8 +364,13 @@ class Same(gymnasium.Wrapper):  # CartPole as rank many points, and over after e
 
 
 result = PPO(total_steps=400, env_fn=lambda: Same(gymnasium.make("CartPole-v1")),
-             **{**keywords, "rollout_length_per_worker": 200})
+             **{**keywords, "rollout_length_per_worker": 200}, max_seconds=1000 + rank)  # as clocks do
 print(f"{result.last_return} {result.best_return}\\n", end="", flush=True)
+"""
+
+NETWORKS = """
+PPO(total_steps=1e9, env_fn=lambda: gymnasium.make("CartPole-v1"),
+    **{**keywords, "network_fn": lambda obs_dim, act_dim: mlp(obs_dim, act_dim, hidden=(8 + rank,))})
 """
 
 BUFFERS = """
@@ -472,11 +478,20 @@ def test_a_hook_on_one_rank_ends_the_run_on_all(tmp_path: Path) -> None:
     [
         ("seed", "(0, 1000)", "seed=1000 on rank 1, but 0 on rank 0"),
         ("save_location", "(sys.argv[1], None)", "save_location=None on rank 1, but 'a directory' on rank 0"),
+        ("stall_seconds", "(1800.0, None)", "stall_seconds=None on rank 1, but 1800.0 on rank 0"),
+        ("loss_coefficients", "({'a': 1.0}, {'a': 2.0})", "loss_coefficients['a']=2.0 on rank 1, but 1.0 on rank 0"),
     ],
 )
 def test_other_keywords_on_one_rank_are_told_in_one_line(tmp_path: Path, name: str, values: str, text: str) -> None:
     done = launch(SMALL + KEYWORDS, 2, str(tmp_path), name, values, timeout=280)
     assert one_line(done) == f"ConfigurationError: {text}: it must be equal on all ranks"
+
+
+@pytest.mark.timeout(300)
+def test_other_networks_on_one_rank_are_told_in_one_line(tmp_path: Path) -> None:
+    line = one_line(launch(SMALL + NETWORKS, 2, str(tmp_path), timeout=280))
+    text = r"parameter network\.1\.bias has shape \(9,\) on rank 1, but \(8,\) on rank 0"
+    assert re.search(text, line), line
 
 
 @pytest.mark.timeout(300)
