@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PARTS = ROOT / "runs" / "bench"
 PEERS = {
     "stable_baselines3": [
         "stable-baselines3==2.9.2",
@@ -251,10 +252,10 @@ def show(median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
         print(f"{row['comparison']:56}{row['ratio']:>8}{row['target']:>8}  {row['reached']:9}{row['rounds']}")
 
 
-def write(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+def write(directory: Path, measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
     """Write ratios as CSV, all measurements as JSON, and the picture."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "speed.csv").open("w", newline="") as file:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "speed.csv").open("w", newline="") as file:
         columns = ["comparison", "steps_per_second", "other", "ratio", "target", "reached", "rounds"]
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -267,8 +268,9 @@ def write(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, 
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "measured": measured,
     }
-    (RESULTS / "speed.json").write_text(json.dumps(facts, indent=1) + "\n")
-    draw(measured, median, rows)
+    (directory / "speed.json").write_text(json.dumps(facts, indent=1) + "\n")
+    draw(directory / "speed.png", measured, median, rows)
+    print(f"\n{directory}/speed.csv, .json and .png")
 
 
 def _instructions() -> str:
@@ -281,7 +283,7 @@ def _instructions() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}, {'no bfloat16' if slow else 'bfloat16'}"
 
 
-def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
+def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, str]]) -> None:
     """Draw a bar for each contestant, with a dot for each round, beside the table of ratios."""
     import matplotlib
 
@@ -312,7 +314,7 @@ def draw(measured: Rounds, median: Mapping[str, Figures], rows: list[dict[str, s
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(9)
         drawn.scale(1, 1.6)
-    figure.savefig(RESULTS / "speed.png", dpi=150)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -339,7 +341,8 @@ def main() -> None:
     median = medians(measured)
     rows = table(measured)
     show(median, rows)
-    write(measured, median, rows)
+    # What was measured in part does not take the place of the whole.
+    write(RESULTS if set(median) == set(ALL) else PARTS, measured, median, rows)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ def by_task(scores: Scores) -> list[Floats]:
     Raises:
         ConfigurationError: there is no task, or a task without a seed.
     """
-    flat = isinstance(scores, np.ndarray) and scores.ndim != 2
     columns = scores.T if isinstance(scores, np.ndarray) else scores
-    tasks = [] if flat else [np.asarray(task, dtype=np.float64) for task in columns]
+    tasks = [np.asarray(task, dtype=np.float64) for task in columns]
     if not tasks or any(task.ndim == 0 or task.shape[-1] == 0 for task in tasks):
         raise ConfigurationError(f"scores={scores!r} must be an array (seeds, tasks) or a list of arrays (seeds,)")
     return tasks

@@ -605,8 +605,10 @@ def test_better_networks_than_the_checkpoints_are_not_replaced_by_worse(tmp_path
 
 
 def test_best_networks_that_are_missing_are_saved_again(tmp_path):
-    half(tmp_path)
+    falling = partial(ScriptedEnv, horizon=5, reward=lambda g, episode, step: 9.0 if episode < 3 else 1.0)
+    given: dict[str, Any] = {"env_fn": falling, "env_kwargs": {}}
+    half(tmp_path, **given)
     for ending in ("json", "safetensors"):
         (tmp_path / "saved" / f"best.{ending}").unlink()
-    train(tmp_path)
+    train(tmp_path, **given)
     assert (tmp_path / "saved" / "best.safetensors").exists()
