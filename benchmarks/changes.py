@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What changes of `presets.mujoco` do, over five seeds each: `python -m benchmarks.changes --jobs 2`.
 
-Each is a few flags of `ppo-mpi train`, and is compared with the runs of `make results`, which are as the preset is. It
-can be stopped and started again. Runs stay in `results/changes/`, with the table.
+Each is a few flags of `ppo-mpi train`, and is compared with runs as the preset is: those of `make results`, and ten
+more of some tasks, of the same seeds but on another processor, in `results/changes/preset/`. It can be stopped and
+started again. Runs stay in `results/changes/`, with the table.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from benchmarks.results import RESULTS, STUDIES, Study, train_all, write
+from benchmarks.results import RESULTS, STUDIES, Study, runs_in, train_all, write
 from ppo_mpi_base.comparison import compare, spread
 from ppo_mpi_base.runs import Run
 
@@ -33,6 +34,11 @@ def study(change: str) -> Study:
     return Study(DIRECTORY / change, BASE.steps, SEEDS, (), dict.fromkeys(TASKS, ()), flags)
 
 
+def preset_runs(task: str) -> list[Run]:
+    """Return the runs that are as the preset is."""
+    return [*BASE.runs(task), *runs_in(DIRECTORY / "preset" / task)]
+
+
 def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> list[str]:
     """Return a line of the table: what the change reached, and how much more that is than without it."""
     compared = compare({task: changed}, {task: base}, (change, "preset")).tasks[0]
@@ -43,7 +49,7 @@ def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> 
 def tabulate() -> None:
     """Write the table of what is there, and print it."""
     rows = [
-        row(change, task, changed, BASE.runs(task))
+        row(change, task, changed, preset_runs(task))
         for change in CHANGES
         for task in TASKS
         if (changed := study(change).runs(task))
