@@ -51,17 +51,22 @@ def check_equal_keywords(config: Config, ranks: Communicator) -> None:
     """
     named = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     named |= {f"{table}[{name!r}]": value for table in TABLES for name, value in named[table].items()}
+    named["save_location"] = None if config.save_location is None else "a directory"  # only rank 0 writes there
     plain = int | float | str | tuple | list | None
-    mine = {name: value for name, value in named.items() if name not in OF_A_RANK and isinstance(value, plain)}
-    mine.pop("hooks")
-    mine["save_location"] = None if config.save_location is None else "a directory"  # only rank 0 writes there
+    compared = named.keys() - OF_A_RANK - {"hooks"}
+    mine = {name: named[name] for name in sorted(compared) if isinstance(named[name], plain)}
+    if (found := _differing(mine, ranks, missing="a function")) is not None:
+        name, value, first = found
+        raise ConfigurationError(
+            f"{name}={value!r} on rank {ranks.rank}, but {first!r} on rank 0: it must be equal on all ranks"
+        )
+
+
+def _differing(mine: dict[str, Any], ranks: Communicator, missing: Any = None) -> tuple[str, Any, Any] | None:
+    """Return a name under which this rank has another value than rank 0, and both. Collective: call on all ranks."""
     first = ranks.gather_all(mine)[0]
-    for name in sorted(mine.keys() | first.keys()):
-        if mine.get(name, "a function") != first.get(name, "a function"):
-            raise ConfigurationError(
-                f"{name}={mine.get(name, 'a function')!r} on rank {ranks.rank}, but {first.get(name, 'a function')!r} "
-                "on rank 0: it must be equal on all ranks"
-            )
+    each = ((name, mine.get(name, missing), first.get(name, missing)) for name in dict.fromkeys([*mine, *first]))
+    return next((found for found in each if found[1] != found[2]), None)
 
 
 def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -112,25 +117,21 @@ def _staggered(longest: int | None, ranks: Communicator, n: int) -> list[int] | 
 
 def check_equal_spaces(environments: Environments, ranks: Communicator) -> None:
     """Raise if this rank's spaces differ from rank 0's. Collective: call on all ranks."""
-    mine = (str(environments.observation_space), str(environments.action_space))
-    first = ranks.gather_all(mine)[0]
-    for name, space, wanted in zip(("observation", "action"), mine, first, strict=True):
-        if space != wanted:
-            raise ConfigurationError(
-                f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {wanted}"
-            )
+    spaces = {"observation": environments.observation_space, "action": environments.action_space}
+    if (found := _differing({name: str(space) for name, space in spaces.items()}, ranks)) is not None:
+        name, space, first = found
+        raise ConfigurationError(f"env_fn: the {name} space on rank {ranks.rank} is {space}, but on rank 0 {first}")
 
 
 def check_equal_networks(actor_critic: ActorCritic, ranks: Communicator) -> None:
     """Raise if the shapes of this rank's parameters differ from rank 0's. Collective: call on all ranks."""
-    mine = {name: tuple(parameter.shape) for name, parameter in actor_critic.named_parameters()}
-    first = ranks.gather_all(mine)[0]
-    for name in sorted(mine.keys() | first.keys()):
-        if mine.get(name) != first.get(name):
-            raise ConfigurationError(
-                f"network_fn, value_network_fn: the parameter {name} has shape {mine.get(name)} on rank {ranks.rank}, "
-                f"but {first.get(name)} on rank 0"
-            )
+    mine = {name: tuple(parameter.shape) for name, parameter in sorted(actor_critic.named_parameters())}
+    if (found := _differing(mine, ranks)) is not None:
+        name, shape, first = found
+        raise ConfigurationError(
+            f"network_fn, value_network_fn: the parameter {name} has shape {shape} on rank {ranks.rank}, "
+            f"but {first} on rank 0"
+        )
 
 
 def build_networks(config: Config, environments: Environments, device: torch.device) -> ActorCritic:

@@ -114,7 +114,7 @@ class Checkpoints:
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
         return None
 
-    def _with_later_best(
+    def _with_saved_best(
         self, found: tuple[dict[str, Any], dict[str, np.ndarray]] | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Let a checkpoint know which networks are saved: worse ones must not replace better ones of after it."""
@@ -123,7 +123,7 @@ class Checkpoints:
             reports["saved_return"] = float("nan")
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there are none
                 saved = json.loads((self.directory.parent / "best.json").read_bytes())
-                reports["saved_return"] = saved["episode_return"]
+                reports["saved_return"] = float(saved["episode_return"])
                 if saved["total_steps"] > found[0]["total_steps"] and reports["best_return"] is not None:
                     reports["best_return"] = max(reports["best_return"], saved["episode_return"])
         return found
@@ -138,7 +138,7 @@ class Checkpoints:
         error: ConfigurationError | None = None
         if self.ranks.is_root:
             try:
-                found = self._with_later_best(self.newest())
+                found = self._with_saved_best(self.newest())
             except ConfigurationError as reason:
                 error = reason
         self.ranks.raise_together(error)

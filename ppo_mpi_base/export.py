@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.files import without_ending, write_whole
 from ppo_mpi_base.policies import ActorCritic, Categorical
 from ppo_mpi_base.saved_policy import load_actor_critic
 
@@ -69,8 +69,7 @@ def export_policy(
         contents[name], exported = _onnx(program) if name == "onnx" else _torch(program)
         if exported is not None:
             _check(name, exported, actor_critic)
-    base = Path(output)
-    base = base.with_suffix("") if base.suffix in SUFFIXES.values() else base
+    base = without_ending(output, SUFFIXES.values())
     paths = [base.with_name(base.name + SUFFIXES[name]) for name in formats]
     try:
         base.parent.mkdir(parents=True, exist_ok=True)

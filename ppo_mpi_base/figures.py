@@ -50,7 +50,6 @@ def save_figure(figure: Figure, path: Path, argument: str, dpi: int) -> None:
 
 def save_png_and_svg(figure: Figure, output: Path) -> list[Path]:
     """Write a figure in both formats, and return the paths."""
-    output = output.with_suffix("") if output.suffix in (".png", ".svg") else output
     paths = [output.with_name(output.name + ending) for ending in (".png", ".svg")]
     for path in paths:
         save_figure(figure, path, "output", dpi=300)

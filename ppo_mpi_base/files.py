@@ -8,6 +8,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Container
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def write_together(contents: dict[Path, bytes]) -> None:
         for part in beside.values():
             part.unlink(missing_ok=True)  # half a file would keep a full disk full
         raise
+
+
+def without_ending(path: Path | str, endings: Container[str]) -> Path:
+    """Return a path less its ending, if that is one of those that will be added to it."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in endings else path
 
 
 def write_output(argument: str, path: Path, content: bytes) -> None:

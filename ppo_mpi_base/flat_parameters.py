@@ -55,9 +55,8 @@ class FlatParameters:
         self.gradient, self.statistics = self.message[:end], self.message[end:]
         self._on_host = like.device.type == "cpu"
         # Pinned: a device copies to and from such memory several times faster.
-        self.host = (
-            self.message if self._on_host else torch.zeros_like(self.message, device="cpu").pin_memory()
-        ).numpy()
+        on_host = self.message if self._on_host else torch.zeros_like(self.message, device="cpu").pin_memory()
+        self.host = on_host.numpy()
         self._host_gradients = {name: self.host[part] for name, part in self.slices.items()}
         self._attach()
 

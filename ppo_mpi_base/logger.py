@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
@@ -24,7 +24,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, last_words
 from ppo_mpi_base.files import set_aside, write_whole
 
 LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
@@ -109,7 +109,7 @@ class Logger:
         if self._console:
             self._console.message(text)
         elif failed:
-            _print(text, sys.stderr)
+            last_words(f"{text}\n")
 
     def close(self) -> None:
         """Show the last row, give the terminal back and close the files. Messages can follow, but no row."""
@@ -272,10 +272,10 @@ class _Console:
         return str(datetime.timedelta(seconds=round(seconds_per_step * max(0, self._total_steps - steps))))
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str) -> None:
     """Print a line at once, for mpiexec gives us a pipe; where a file cannot take it, its disk is full."""
     with contextlib.suppress(OSError):
-        print(text, file=file, flush=True)
+        print(text, flush=True)
 
 
 def _is_terminal() -> bool:

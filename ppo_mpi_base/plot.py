@@ -36,12 +36,13 @@ from ppo_mpi_base.figures import (
     shrink_text,
     style_axes,
 )
-from ppo_mpi_base.files import write_output
+from ppo_mpi_base.files import without_ending, write_output
 from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_groups
 
 FEW = 30  # up to so many points get dots: the line between two of them was not measured
 POINTS = 101  # of a curve over seeds
 COLUMNS = 4  # of panels
+WRITTEN = (".png", ".svg")
 
 
 def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -128,7 +129,7 @@ def plot_runs(
             len(shared) > 1,
             references,
         )
-        return save_png_and_svg(figure, Path(output))
+        return save_png_and_svg(figure, without_ending(output, WRITTEN))
 
 
 def compare_runs(
@@ -158,7 +159,7 @@ def compare_runs(
     name_a, name_b = _labels([a, b], labels)
     runs_a, runs_b = read_groups([a, b])
     comparison = compare(runs_a, runs_b, (name_a, name_b), references)
-    path = Path(output)
+    path = without_ending(output, WRITTEN)
     panels = len(comparison.tasks) + 1
     columns = min(panels, COLUMNS)
     rows = math.ceil(panels / columns)

@@ -79,11 +79,11 @@ class Reports:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned; `saved_return` is that of the best networks on the disk."""
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.episodes = state["episodes"]
         self.best_return = float("nan") if state["best_return"] is None else state["best_return"]
-        self.saved_return = state.get("saved_return", self.best_return)
+        self.saved_return = state["saved_return"]
         self.started -= state["seconds"]
 
     @property

@@ -267,6 +267,12 @@ def test_the_comparison_is_a_picture_and_a_table(tmp_path, groups):
     assert comparison.iqm_a.value == pytest.approx(np.mean([70, 100, 200]) / 1000)
 
 
+def test_an_ending_of_the_output_is_not_repeated(tmp_path, groups):
+    compare_runs(*groups, tmp_path / "ab.png")
+    assert {path.name for path in tmp_path.glob("ab*")} == {"ab.png", "ab.svg", "ab.json"}
+    assert plot_runs(groups, tmp_path / "curves.svg") == [tmp_path / "curves.png", tmp_path / "curves.svg"]
+
+
 def test_of_single_seeds_no_interval_is_told(tmp_path, groups):
     pair = [group / "Hopper-v5" / "0" for group in groups]
     assert "ppo[clip] (A) and a[/b] (B)" in str(compare_runs(*pair, tmp_path / "ab", labels=("ppo[clip]", "a[/b]")))

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+from collections import UserList
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -554,6 +555,12 @@ def test_a_hook_that_sets_what_nobody_reads_is_told(tmp_path: Path, name: str, v
 
     with pytest.raises(ConfigurationError, match=text):
         train(tmp_path, hooks=[Setting()])
+
+
+def test_hooks_may_be_any_sequence(tmp_path: Path) -> None:
+    watch = Watch()
+    train(tmp_path, hooks=UserList([watch]))
+    assert len(watch.states) == 4
 
 
 def test_a_hook_can_end_the_run(tmp_path: Path) -> None:
