@@ -10,7 +10,8 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.keywords import keywords_of
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch, checked_estimates, gae
-from ppo_mpi_base.worker import Result, training
+from ppo_mpi_base.training import training
+from ppo_mpi_base.worker import Result
 
 
 @keywords_of(Config)

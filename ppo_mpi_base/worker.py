@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,12 +19,11 @@ from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
 from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
 from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names
-from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
+from ppo_mpi_base.interruption import Interruption
 from ppo_mpi_base.memory import keep_freed_memory
-from ppo_mpi_base.mpi import Communicator, fail_together, world
+from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.periodic_evaluation import PeriodicEvaluation
 from ppo_mpi_base.policies import lacks_bfloat16
@@ -139,13 +137,18 @@ class Worker:
         self._external_loss: float | None = None
         self._wanted = 0.0
 
+        self.interrupted = False
+        tell = self.reports.tell_failure
+        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, tell)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin the run, or go on from its checkpoint. Collective: call on all ranks."""
+        config, ranks, together = self.config, self.ranks, builders.checked_together
         self.broadcast_parameters()
         for hook in config.hooks:
             hook.on_start(self)
         together(ranks, lambda: health.check_states(config.hooks))
-        self.interrupted = False
-        tell = self.reports.tell_failure
-        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, tell)
         if not (config.resume == "auto" and self.checkpoints.restore(self)):
             self.checkpoints.begin_anew()
             self.environments.reset(self.storage.observations[0])
@@ -396,47 +399,3 @@ class Worker:
         return Result(
             self.total_steps, reports.best_return, reports.episode_return, self.config.save_location, str(curve)
         )
-
-
-CLOSING = 5.0
-"""Seconds that environments have to close where an error is under way, which has to be told."""
-
-
-def _close_for_a_while(environments: Environments) -> None:
-    """Close environments, which may wait for ever: an AsyncVectorEnv does, for a process of its own that has died."""
-
-    def close() -> None:
-        with suppress(Exception):  # the error that is under way says more
-            environments.close()
-
-    closing = threading.Thread(target=close, daemon=True)
-    closing.start()
-    closing.join(CLOSING)
-
-
-@contextmanager
-def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
-    """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
-    ranks = world()
-    with fail_together(ranks), ExitStack() as held:
-        builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
-        held.enter_context(ranks.watched(config.stall_seconds))
-        interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline))
-        worker = Worker(config, ranks, loss_fn, interruption, held)
-        try:
-            yield worker
-        except BaseException:
-            _close_for_a_while(worker.environments)
-            raise
-        else:
-            worker.environments.close()
-            if worker.interrupted and (interruption.signalled or ranks.size > 1):
-                time.sleep(SAME_REQUEST)  # the same signal may still be on its way, to this rank or others
-        finally:
-            worker.reports.close()
-    if worker.interrupted and config.save_location is None:
-        worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")
-        raise SystemExit(1)
-    if worker.interrupted:
-        worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
-        raise SystemExit(REQUEUE)

@@ -424,7 +424,7 @@ from ppo_mpi_base import checkpoint, files
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.ppo import ppo_losses
-from ppo_mpi_base.worker import training
+from ppo_mpi_base.training import training
 from tests.resuming import keywords
 
 directory = Path(sys.argv[1])

@@ -25,7 +25,8 @@ from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.ppo import PPO, approximate_kl, clipped_value_loss, policy_loss, ppo_losses, value_loss
 from ppo_mpi_base.rollout import Batch, Rollout, gae
-from ppo_mpi_base.worker import Worker, training
+from ppo_mpi_base.training import training
+from ppo_mpi_base.worker import Worker
 
 seeds = st.integers(0, 2**32)
 

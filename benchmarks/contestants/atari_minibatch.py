@@ -2,7 +2,8 @@
 """What a minibatch of 256 frames costs in one thread: `python -m benchmarks.contestants.atari_minibatch`.
 
 In each variant: the Nature network for policy and value with torch's own first layer or by space-to-depth, eager or
-compiled, in float32 or bfloat16; gradient and statistics, in milliseconds of processor time.
+compiled, in float32 or bfloat16; gradient and statistics, in milliseconds of processor time. And, by precision, what
+its floating-point operations would take at the speed of a product of two matrices of 1,024 x 1,024.
 """
 
 from __future__ import annotations
@@ -58,6 +59,24 @@ def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, 
     return 1e3 * statistics.median(taken[3:])
 
 
+def operations(samples: int) -> float:
+    """Return how many operations the layers take forward and backward, but for the gradient of the images."""
+    # Outputs x inputs of each layer, as often as it is applied to one image.
+    first, *others = (20**2 * 32 * 256, 9**2 * 64 * 512, 7**2 * 64 * 576, 512 * 3136, (ACTIONS + 1) * 512)
+    return samples * 2.0 * (2 * first + 3 * sum(others))
+
+
+def operations_per_millisecond(precision: str, calls: int) -> float:
+    """Return the median speed of a product of two square matrices."""
+    size, taken = 1024, []
+    one, other = torch.randn((2, size, size)).to(getattr(torch, precision))
+    for _ in range(3 + calls):
+        started = time.process_time()
+        one @ other
+        taken.append(time.process_time() - started)
+    return 2 * size**3 / (1e3 * statistics.median(taken[3:]))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=256)
@@ -67,3 +86,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for variant in itertools.product(("plain", "space-to-depth"), ("eager", "compiled"), arguments.precisions):
         print(json.dumps({" ".join(variant): milliseconds(*variant, arguments.samples, arguments.calls)}), flush=True)
+    for precision in arguments.precisions:
+        least = operations(arguments.samples) / operations_per_millisecond(precision, arguments.calls)
+        print(json.dumps({f"at the speed of a matrix product, {precision}": least}), flush=True)

@@ -17,7 +17,8 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.ppo import ppo_losses
 from ppo_mpi_base.rollout import gae, minibatch_order
-from ppo_mpi_base.worker import Worker, training
+from ppo_mpi_base.training import training
+from ppo_mpi_base.worker import Worker
 
 ITERATIONS = 20
 

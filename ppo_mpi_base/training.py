@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""A run from its first line to its exit status, around the loop of `ppo.PPO`: ranks begin, fail and end together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from ppo_mpi_base import builders
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.envs import Environments
+from ppo_mpi_base.gradients import LossFunction
+from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
+from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.worker import Worker
+
+CLOSING = 5.0
+"""Seconds that environments have to close where an error is under way, which has to be told."""
+
+
+@contextmanager
+def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
+    """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
+    ranks = world()
+    with fail_together(ranks), ExitStack() as held:
+        builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
+        held.enter_context(ranks.watched(config.stall_seconds))
+        interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline))
+        worker = Worker(config, ranks, loss_fn, interruption, held)
+        try:
+            yield worker
+        except BaseException:
+            _close_for_a_while(worker.environments)
+            raise
+        else:
+            worker.environments.close()
+            if worker.interrupted and (interruption.signalled or ranks.size > 1):
+                time.sleep(SAME_REQUEST)  # the same signal may still be on its way, to this rank or others
+        finally:
+            worker.reports.close()
+    if worker.interrupted and config.save_location is None:
+        worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")
+        raise SystemExit(1)
+    if worker.interrupted:
+        worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
+        raise SystemExit(REQUEUE)
+
+
+def _close_for_a_while(environments: Environments) -> None:
+    """Close environments, which may wait for ever: an AsyncVectorEnv does, for a process of its own that has died."""
+
+    def close() -> None:
+        with suppress(Exception):  # the error that is under way says more
+            environments.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSING)
