@@ -216,8 +216,7 @@ class Environments:
             if whole and self._stepper.repeat(i, episode, repeated, out) and np.array_equal(out[i], observations[i]):
                 actions[past - len(repeated) :, i] = repeated
             else:
-                self._stepper.next_episode[i] = newest + 2
-                self._stepper.restart([i], out)
+                self._stepper.begin_anew(i, newest + 2, out)
                 self._starts[i], self._returns[i], self._limits[i] = 0, 0.0, self._limit
                 lost.append(i)
         self._actions.extend(actions)

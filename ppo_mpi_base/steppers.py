@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.seeding import EPISODES, generator, seed_sequence
@@ -67,12 +67,17 @@ class Loop:
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
         """Begin the first episodes; return which environments say that they report their own."""
-        if episode > 0:  # episode 0 is seeded so in `restart`
-            for i, environment in enumerate(self.environments):
-                environment.reset(seed=first_seed(self.seed, self.fit.first + i, episode))
         self.next_episode = [episode] * len(self.environments)
-        infos = [self._begin(i, out) for i in range(len(self.environments))]
+        infos = [self.begin_anew(i, episode, out) for i in range(len(self.environments))]
         return {i for i, info in enumerate(infos) if info.get("reports_episodes")}
+
+    def begin_anew(self, i: int, episode: int, out: np.ndarray) -> dict[str, Any]:
+        """Begin an episode by its number, whatever was going on; return what its reset says."""
+        self.next_episode[i] = episode
+        if episode > 0:  # episode 0 is seeded so in `_begin`
+            # By a seed: a wrapper may go on with a game at any other reset.
+            self.environments[i].reset(seed=first_seed(self.seed, self.fit.first + i, episode))
+        return self._begin(i, out)
 
     def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
         """Go through the beginning of an episode again; return whether it lasts as long as its actions."""
@@ -150,6 +155,7 @@ class Vector:
     def __init__(self, vector: VectorEnv, seed: int, fit: Fit) -> None:
         self.vector, self.seed, self.fit = vector, seed, fit
         self.same_step = _autoreset_mode(vector) is AutoresetMode.SAME_STEP
+        self.recorded = _all_record(vector)
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
         """Begin the first episodes; return which environments say that they report their own."""
@@ -185,8 +191,10 @@ class Vector:
     def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
         """Begin the next episodes of some environments now, rather than with the step that comes next.
 
-        Return the games that ended so, if the vector environment reports them with its reset.
+        Return the games that ended so, as far as they were recorded, if not reported with the reset. (Of one that a
+        wrapper around RecordEpisodeStatistics ends under SAME_STEP nothing is left to return.)
         """
+        games = self._games() if self.recorded else []
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
@@ -198,7 +206,15 @@ class Vector:
             observations = observations[mask]
         for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
             out[i] = self.fit.initial(i, observation)
-        return _vector_reports(infos)
+        now = self._games() if self.recorded else []
+        cut = {i: games[i] for i in indices if self.recorded and now[i].length < games[i].length}
+        return {**cut, **_vector_reports(infos)}
+
+    def _games(self) -> list[Episode]:
+        """Return what each environment's RecordEpisodeStatistics has counted of its game so far."""
+        base: Any = self.vector.unwrapped
+        counted = zip(base.get_attr("episode_returns"), base.get_attr("episode_lengths"), strict=True)
+        return [Episode(float(returned), int(length), i) for i, (returned, length) in enumerate(counted)]
 
     def close(self) -> None:
         """Close what it steps."""
@@ -228,6 +244,14 @@ def _autoreset_mode(vector: VectorEnv) -> AutoresetMode:
         # Gymnasium (1.4 still) does not cancel a pending reset there, and the next action would be lost.
         raise ConfigurationError("make_vec_env_fn: AsyncVectorEnv(shared_memory=False) needs another autoreset_mode")
     return mode
+
+
+def _all_record(vector: VectorEnv) -> bool:
+    """Say whether each environment of Gymnasium's own vector environments is wrapped by RecordEpisodeStatistics."""
+    base = vector.unwrapped
+    if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        return False
+    return all(base.call("has_wrapper_attr", "episode_lengths"))
 
 
 def _vector_reports(infos: dict[str, Any]) -> dict[int, Episode]:

@@ -21,6 +21,7 @@ from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.saved_policy import load_policy
+from ppo_mpi_base.whole_games import WholeGames
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 GL_PACKAGES = "apt install libegl1 libgl1-mesa-dri (or libosmesa6)"
@@ -131,7 +132,7 @@ def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) 
         raise ConfigurationError(f"env_fn built an environment of render_mode={environment.render_mode!r}: {remedy}")
     if headless and hasattr(environment.unwrapped, "mujoco_renderer"):
         choose_mujoco_backend()
-    return environment
+    return WholeGames(environment)
 
 
 def choose_mujoco_backend() -> None:

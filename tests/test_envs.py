@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
 
+from ppo_mpi_base.atari import LostLifeEnds
 from ppo_mpi_base.envs import Environments, check_spaces
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.seeding import EPISODES, generator
@@ -668,15 +669,57 @@ def test_a_first_episode_that_is_taken_up_again_keeps_its_cut() -> None:
     assert ends == [[False, False], [True, False], [False, False], [False, True], [False, False], [False, False]]
 
 
-def test_what_a_limit_around_the_recorder_ends_counts_too() -> None:
+@pytest.mark.parametrize("name", [name for name in WAYS if "same step" not in name])
+def test_what_a_limit_around_the_recorder_ends_counts_too(name: str) -> None:
     """Else only episodes that the task itself ends would count once one of them was reported."""
     horizons = (3, 100, 100, 4, 100)
-    inner = ScriptedEnv(horizon=lambda g, episode: horizons[episode % 5], end="terminated")
-    limited = TimeLimit(RecordEpisodeStatistics(inner), 7)
-    environments, out = rank([limited]), np.zeros((1, 4), np.float32)
+
+    def limited() -> gym.Env:
+        inner = ScriptedEnv(horizon=lambda g, episode: horizons[episode % 5], end="terminated")
+        return TimeLimit(RecordEpisodeStatistics(inner), 7)
+
+    environments, out = rank(WAYS[name]([limited])), np.zeros((1, 4), np.float32)
     environments.reset(out)
     found = [e for action in box_actions(3 + 7 + 7 + 4 + 7, 1) for e in environments.step(action, out).episodes]
     assert found == [Episode(float(n), n, 0) for n in (3, 7, 7, 4, 7)]
+    environments.close()
+
+
+class Game(ScriptedEnv):
+    """An episode of 9 steps, of which every third costs a life; `in_hurry` loses the first life a step before."""
+
+    in_hurry = False
+
+    def reset(self, **keywords: Any) -> tuple[np.ndarray, dict]:
+        return super().reset(**keywords)[0], {"lives": 3}
+
+    def step(self, action: Any) -> Any:
+        *result, _ = super().step(action)
+        return *result, {"lives": 3 - (self.steps + self.in_hurry) // 3}
+
+
+@pytest.mark.parametrize("name", ["list", "sync, next step", "sync, disabled", "async, next step"])
+def test_a_game_that_max_ep_len_ends_is_reported_with_all_its_lives(name: str) -> None:
+    environments = rank(WAYS[name]([lambda: LostLifeEnds(RecordEpisodeStatistics(Game(horizon=100)))]), max_ep_len=10)
+    out = np.zeros((1, 4), np.float32)
+    environments.reset(out)
+    found = [e for action in box_actions(18, 1) for e in environments.step(action, out).episodes]
+    assert found == [Episode(16.0, 16, 0)]  # two lives of 3 steps, and 10 of the third
+    environments.close()
+
+
+def test_a_game_that_cannot_be_taken_up_again_is_left() -> None:
+    """After a repetition that loses a life at another moment, a reset would go on with the game of that."""
+    games = Game(horizon=9), Game(horizon=9)
+    former, resumed = (rank([LostLifeEnds(RecordEpisodeStatistics(game))]) for game in games)
+    out, again = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+    former.reset(out)
+    for action in box_actions(5, 1):
+        former.step(action, out)
+    games[1].in_hurry = True
+    assert resumed.resume(former.progress(), out.copy(), again) == [0]
+    assert again[0, 2] == games[1].steps == 0
+    assert [e.length for action in box_actions(9, 1) for e in resumed.step(action, again).episodes] == [9]
 
 
 def test_of_very_long_episodes_no_actions_are_kept_and_they_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import RecordEpisodeStatistics
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
@@ -85,6 +86,29 @@ def test_a_gif_leaves_frames_out_where_they_are_too_many(tmp_path: Path) -> None
     path = record_video(save(tmp_path, Lamp()), Lamp, tmp_path / "a.gif", env_kwargs={"rate": 100})
     np.testing.assert_array_equal(iio.imread(path)[:, 0, 0, 0], SHADES[::2])
     assert iio.immeta(path)["duration"] == 20
+
+
+class Blinking(gymnasium.Wrapper):
+    """Ends an episode of training at every second step, and goes on from there."""
+
+    def reset(self, **keywords: Any) -> Any:
+        return self.env.reset(**keywords) if self.env.unwrapped.steps in (0, 5) else (self.seen, {})  # type: ignore[attr-defined]
+
+    def step(self, action: Any) -> Any:
+        self.seen, reward, terminated, truncated, info = self.env.step(action)
+        return self.seen, reward, terminated or self.env.unwrapped.steps % 2 == 0, truncated, info  # type: ignore[attr-defined]
+
+
+def blinking(render_mode: str | None = None) -> gymnasium.Env:
+    lamp = Lamp(render_mode)
+    lamp.steps = 0
+    return Blinking(RecordEpisodeStatistics(lamp))
+
+
+def test_episodes_are_whole_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = record_video(save(tmp_path, Lamp()), blinking, tmp_path / "a.gif", episodes=2)
+    np.testing.assert_array_equal(iio.imread(path)[:, 0, 0, 0], SHADES * 2)
+    assert "return 7.5, 7.5" in capsys.readouterr().out
 
 
 class Tiny(Lamp):
