@@ -170,6 +170,7 @@ def evaluate(
     saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     loaded = load_actor_critic(saved, which)
+    loaded.check_hook(None)
     result = evaluate_policy(
         loaded.actor_critic,
         env_fn,

@@ -147,7 +147,7 @@ def evaluate(
         seed: what all random numbers derive from, at least 0.
         deterministic: take the most probable actions, or sample them.
         max_ep_len: steps after which an episode (a whole game) is truncated.
-        state_processing_hook: as for `PPO()`.
+        state_processing_hook: as for `PPO()`, and the same as there.
         ranks: None: all ranks.
         progress: gets the number of episodes that are over, about every half second and on each rank; what it raises
             (on each rank) ends the evaluation.
@@ -165,7 +165,7 @@ def evaluate(
         "deterministic": (deterministic, bool),
         "max_ep_len": (max_ep_len, Count | None),
     }
-    policy = checked_together(ranks, lambda: _checked(policy, arguments))
+    policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook))
     episodes, seed = int(episodes), int(seed)
 
     build = partial(_environment, policy, env_fn, env_kwargs or {}, state_processing_hook)
@@ -245,12 +245,16 @@ def check_environments(
         )
 
 
-def _checked(policy: Any, arguments: dict[str, tuple[Any, Any]]) -> ActorCritic:
+def _checked(
+    policy: Any, arguments: dict[str, tuple[Any, Any]], state_processing_hook: Callable[[Any], Any] | None
+) -> ActorCritic:
     """Return the policy, from its files if it is a path, once all arguments are right."""
     for name, (value, annotation) in arguments.items():
         checked(name, value, annotation)
     if isinstance(policy, str | Path):
-        return load_actor_critic(policy).actor_critic
+        saved = load_actor_critic(policy)
+        saved.check_hook(state_processing_hook)
+        return saved.actor_critic
     if not isinstance(policy, ActorCritic):
         raise ConfigurationError(
             "policy must be a save_location or an ActorCritic, such as load_actor_critic(...).actor_critic, "

@@ -38,10 +38,10 @@ def export_policy(
 ) -> list[Path]:
     """Write a saved policy as a function of observations alone, normalization inside, in each of the formats.
 
-    The function takes `observations` (B, *shape) in the observation space's dtype, for any B from 1 on, and returns
-    `actions` (B, ...): the most probable ones, as the environment gets them, computed in float32. Each exported
-    function is run on random observations before anything is written; the one in ONNX only where onnxruntime is
-    installed.
+    The function takes `observations` (B, *shape) in the observation space's dtype, for any B from 1 on (after a
+    training with `state_processing_hook`, what that returns), and returns `actions` (B, ...): the most probable ones,
+    as the environment gets them, computed in float32. Each exported function is run on random observations before
+    anything is written; the one in ONNX only where onnxruntime is installed.
 
     Args:
         directory: the `save_location` that was given to `PPO()`.

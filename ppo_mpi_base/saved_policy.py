@@ -32,12 +32,22 @@ class SavedPolicy(NamedTuple):
         which: "best" or "latest": the networks that were found.
         total_steps: agent steps over all ranks that the run had made then.
         episode_return: the mean return of its last 100 training episodes; None before the first.
+        hooked: whether it was trained on what a `state_processing_hook` made of observations.
     """
 
     actor_critic: ActorCritic
     which: str
     total_steps: int
     episode_return: float | None
+    hooked: bool
+
+    def check_hook(self, hook: Callable[[Any], Any] | None) -> None:
+        """Raise `ConfigurationError` where observations lack the hook of the training, and so would be misread."""
+        if self.hooked and hook is None:
+            raise ConfigurationError(
+                "state_processing_hook=None, but the policy was trained with one: give the same function again, in "
+                "Python (the command ppo-mpi has no flag for it)"
+            )
 
 
 def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_steps: int, episode_return: float) -> None:
@@ -53,6 +63,7 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "observation_space": describe_space(actor_critic.observation_space),
         "action_space": describe_space(actor_critic.action_space),
         "normalize_observations": config.normalize_observations,
+        "state_processing_hook": config.state_processing_hook is not None,
         "precision": actor_critic.precision,
         "policy_kwargs": {name: repr(value) for name, value in config.policy_kwargs.items()},
         "network": layers.describe(actor_critic.network),
@@ -75,8 +86,9 @@ def load_policy(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return the saved policy as a function observation -> action, for one environment's observations.
 
-    It computes as in its training, so after `precision="bfloat16"` slowly where the processor has no instructions for
-    that; but in torch's default dtype, which is yours to set as it was then.
+    After a training with `state_processing_hook` these are what the hook returns. It computes as in its training, so
+    after `precision="bfloat16"` slowly where the processor has no instructions for that; but in torch's default dtype,
+    which is yours to set as it was then.
 
     Args:
         save_location: the directory that was given to `PPO()`.
@@ -92,7 +104,7 @@ def load_policy(
         ConfigurationError: files are missing or damaged, or `network_fn` is needed or does not fit them.
     """
     saved = load_actor_critic(save_location, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
-    return _as_function(saved.actor_critic, deterministic, np.random.default_rng(seed))
+    return as_function(saved.actor_critic, deterministic, seed)
 
 
 def load_actor_critic(
@@ -136,6 +148,7 @@ def _built(
         gives_value, normalize = description["gives_value"], description["normalize_observations"]
         precision = checked("precision", description.get("precision", "float32"), Literal["float32", "bfloat16"])
         total_steps, episode_return = description["total_steps"], description["episode_return"]
+        hooked = checked("state_processing_hook", description.get("state_processing_hook", False), bool)
         network = None if network_fn or description["network"] is None else layers.build(description["network"])
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(repr(error).split())
@@ -152,12 +165,12 @@ def _built(
     policy = ActorCritic(
         network, stand_in, observation_space, action_space, normalize_observations=normalize, precision=precision
     )
-    return SavedPolicy(policy, path.name, total_steps, episode_return)
+    return SavedPolicy(policy, path.name, total_steps, episode_return, hooked)
 
 
-def _as_function(
-    actor_critic: ActorCritic, deterministic: bool, generator: np.random.Generator
-) -> Callable[[np.ndarray], np.ndarray]:
+def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a policy as a function observation -> action; see `load_policy`."""
+    generator = np.random.default_rng(seed)
     actor_critic.eval()
 
     @torch.no_grad()

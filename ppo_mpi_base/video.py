@@ -20,7 +20,7 @@ from torch import nn
 from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
-from ppo_mpi_base.saved_policy import load_policy
+from ppo_mpi_base.saved_policy import as_function, load_actor_critic
 from ppo_mpi_base.whole_games import WholeGames
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
@@ -41,6 +41,7 @@ def record_video(
     seed: int = 0,
     deterministic: bool = True,
     max_steps: int | None = None,
+    state_processing_hook: Callable[[Any], Any] | None = None,
     network_fn: Callable[..., nn.Module] | None = None,
     policy_kwargs: dict[str, Any] | None = None,
 ) -> Path:
@@ -60,6 +61,7 @@ def record_video(
         seed: of the environment and of sampled actions.
         deterministic: the most probable action, or a sampled one.
         max_steps: agent steps after which an episode is cut.
+        state_processing_hook: as for `PPO()`, and the same as there.
         network_fn: builds the policy network, where `load_policy` needs it.
         policy_kwargs: for `network_fn`.
 
@@ -77,14 +79,10 @@ def record_video(
     checked("max_steps", max_steps, Count | None)
     checked("seed", seed, CountOrZero)
     checked("which", which, Literal["best", "latest"])
-    policy = load_policy(
-        directory,
-        which,
-        network_fn=network_fn,
-        policy_kwargs=policy_kwargs,
-        deterministic=deterministic,
-        seed=seed,
-    )
+    saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
+    saved.check_hook(state_processing_hook)
+    acting, hook = as_function(saved.actor_critic, deterministic, seed), state_processing_hook
+    policy = acting if hook is None else lambda observation: acting(hook(observation))
     environment = _build(env_fn, env_kwargs or {})
     try:
         video, returns = _film(environment, policy, path, episodes, seed, max_steps)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,17 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
         shutil.copy(run_directory / "saved_model" / f"latest.{ending}", tmp_path)
     cli.main(["evaluate", str(tmp_path), "--episodes", "1", "--env-id", "CartPole-v1", "--output", str(output)])
     assert json.loads(output.read_text())["which"] == "latest"
-    best = evaluate(saved, lambda: gymnasium.make("CartPole-v1"), episodes=2)
-    assert best == evaluate(load_actor_critic(saved).actor_critic, lambda: gymnasium.make("CartPole-v1"), episodes=2)
+    cart_pole = partial(gymnasium.make, "CartPole-v1")
+    description = json.loads((tmp_path / "latest.json").read_text())
+    (tmp_path / "latest.json").write_text(json.dumps({**description, "state_processing_hook": True}))
+    with pytest.raises(ConfigurationError, match="but the policy was trained with one"):
+        cli.main(["evaluate", str(tmp_path), "--episodes", "1", "--env-id", "CartPole-v1", "--output", str(output)])
+    with pytest.raises(ConfigurationError, match="but the policy was trained with one"):
+        evaluate(tmp_path, cart_pole, episodes=3)
+    hooked = evaluate(tmp_path, cart_pole, episodes=3, state_processing_hook=lambda observation: observation)
+    assert list(hooked.returns) == found["returns"]
+    best = evaluate(saved, cart_pole, episodes=2)
+    assert best == evaluate(load_actor_critic(saved).actor_critic, cart_pole, episodes=2)
 
 
 def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:

@@ -50,9 +50,9 @@ class Lamp(gymnasium.Env):
         return np.full((self.height, 48, 3), 20 + 40 * self.steps, np.uint8)
 
 
-def save(directory: Path, environment: gymnasium.Env) -> Path:
+def save(directory: Path, environment: gymnasium.Env, **keywords: Any) -> Path:
     """Save a policy with random weights for an environment, and return where."""
-    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, save_location=str(directory))
+    config = Config(total_steps=1, env_fn=mlp, network_fn=mlp, save_location=str(directory), **keywords)
     torch.manual_seed(0)
     observations, actions = environment.observation_space, environment.action_space
     network = mlp(observation_dim(observations), action_dim(actions))
@@ -86,6 +86,19 @@ def test_a_gif_leaves_frames_out_where_they_are_too_many(tmp_path: Path) -> None
     path = record_video(save(tmp_path, Lamp()), Lamp, tmp_path / "a.gif", env_kwargs={"rate": 100})
     np.testing.assert_array_equal(iio.imread(path)[:, 0, 0, 0], SHADES[::2])
     assert iio.immeta(path)["duration"] == 20
+
+
+def test_what_was_trained_with_a_hook_is_filmed_with_it(tmp_path: Path) -> None:
+    save(tmp_path, Lamp(), state_processing_hook=np.negative)
+    refused("state_processing_hook=None, but the policy was trained with one", tmp_path, Lamp)
+    seen: list[np.ndarray] = []
+
+    def hook(observation: np.ndarray) -> np.ndarray:
+        seen.append(observation)
+        return observation
+
+    record_video(tmp_path, Lamp, tmp_path / "a.gif", state_processing_hook=hook)
+    assert len(seen) == 5
 
 
 class Blinking(gymnasium.Wrapper):
