@@ -502,12 +502,12 @@ def test_a_new_process_gives_the_returns_of_the_one_that_trained(tmp_path: Path)
 def test_what_was_saved_is_told(tmp_path: Path) -> None:
     worker = train(tmp_path, env_fn=partial(ScriptedEnv, horizon=1000))
     saved = load_actor_critic(tmp_path / "saved")
-    assert saved[1:] == ("latest", 64, None)
+    assert saved[1:] == ("latest", 64, None, False)
     for name, tensor in saved.actor_critic.state_dict().items():
         assert torch.equal(tensor, worker.actor_critic.state_dict()[name]), name
     train(tmp_path / "other", env_fn=partial(ScriptedEnv, horizon=8, reward=-1.0))
     saved = load_actor_critic(tmp_path / "other" / "saved")
-    assert saved[1:] == ("best", 16, -8.0)
+    assert saved[1:] == ("best", 16, -8.0, False)
 
 
 ONE = Drawing()
@@ -563,7 +563,7 @@ def test_a_signal_in_an_evaluation_ends_the_run_in_time(
     started = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         train(tmp_path, env_fn=Asked, evaluate_every=32, evaluate_episodes=10, stop_deadline=3.0, quiet=False)
-    assert ended.value.code == REQUEUE and time.monotonic() - started < 3.5
+    assert ended.value.code == REQUEUE and time.monotonic() - started < 4.5
     assert [row["total_steps"] for row in rows(tmp_path)] == [16, 32], "the iteration is there"
     assert ("evaluation_return" in rows(tmp_path)[-1]) == finished
     assert ("evaluation at 32 steps left out" in capsys.readouterr().out) != finished

@@ -737,7 +737,7 @@ class Ended(ScriptedEnv):
 
 
 def test_an_error_is_told_though_environments_do_not_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppo_mpi_base.worker.CLOSING", 0.2)
+    monkeypatch.setattr("ppo_mpi_base.training.CLOSING", 0.2)
     began = time.monotonic()
     with pytest.raises(EOFError, match="a process died"):
         train(tmp_path, env_fn=Ended)
