@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Train games by `ppo-mpi train`, and set them beside the PPO paper's scores.
 
-`python -m benchmarks.atari_scores` trains one at a time, on two ranks; where seeds run beside each other, as by
-`--ranks 1 --seeds 1 & ... --seeds 2`, each takes a core. Ctrl-C stops it within an iteration, and the same command goes
-on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
+`python -m benchmarks.atari_scores` trains one at a time, on two ranks; with `--ranks 1 --seeds 1` and so on, under
+`taskset -c 0` and so on, seeds train beside each other, each on a core. Ctrl-C stops it within an iteration, and the
+same command goes on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
 """
 
 import argparse

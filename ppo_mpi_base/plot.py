@@ -113,12 +113,7 @@ def plot_runs(
             _draw_curves(axes, drawn, axis, task)
             axes.set_ylabel("Episode return" if tasks.index(task) % COLUMNS == 0 else "", color=DARK)
         if len(shared) > 1:
-            every = {task: [run for runs in read for run in runs.get(task, [])] for task in shared}
-            scale = [reference_of(task, every[task], references) for task in shared]
-            axes = next(places)
-            drawn = [(n, _iqm_curve([runs[task] for task in shared], scale, axis)) for n, runs in enumerate(read)]
-            _draw_curves(axes, drawn, axis, f"IQM of {len(shared)} tasks")
-            axes.set_ylabel("Normalized return", color=DARK)
+            _draw_all_tasks(next(places), read, shared, axis, references)
         for axes in places:
             axes.set_axis_off()
         draw_legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
@@ -130,6 +125,21 @@ def plot_runs(
             references,
         )
         return save_png_and_svg(figure, without_ending(output, WRITTEN))
+
+
+def _draw_all_tasks(
+    axes: Axes,
+    read: Sequence[dict[str, list[Run]]],
+    tasks: Sequence[str],
+    axis: Literal["steps", "time"],
+    references: References | None,
+) -> None:
+    """Draw each group's interquartile mean over the tasks that all groups have."""
+    every = {task: [run for runs in read for run in runs[task]] for task in tasks}
+    scale = [reference_of(task, every[task], references) for task in tasks]
+    drawn = [(n, _iqm_curve([runs[task] for task in tasks], scale, axis)) for n, runs in enumerate(read)]
+    _draw_curves(axes, drawn, axis, f"IQM of {len(tasks)} tasks")
+    axes.set_ylabel("Normalized return", color=DARK)
 
 
 def compare_runs(

@@ -63,11 +63,11 @@ class Loop:
 
     def __init__(self, environments: Sequence[gym.Env], seed: int, fit: Fit) -> None:
         self.environments, self.seed, self.fit = list(environments), seed, fit
+        self.next_episode = [0] * len(self.environments)
         self.recorders = [recorder_of(environment) for environment in self.environments]
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
         """Begin the first episodes; return which environments say that they report their own."""
-        self.next_episode = [episode] * len(self.environments)
         infos = [self.begin_anew(i, episode, out) for i in range(len(self.environments))]
         return {i for i, info in enumerate(infos) if info.get("reports_episodes")}
 
@@ -194,7 +194,7 @@ class Vector:
         Return the games that ended so, as far as they were recorded, if not reported with the reset. (Of one that a
         wrapper around RecordEpisodeStatistics ends under SAME_STEP nothing is left to return.)
         """
-        games = self._games() if self.recorded else []
+        games = self._games()
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
@@ -206,15 +206,17 @@ class Vector:
             observations = observations[mask]
         for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
             out[i] = self.fit.initial(i, observation)
-        now = self._games() if self.recorded else []
-        cut = {i: games[i] for i in indices if self.recorded and now[i].length < games[i].length}
+        now = self._games()
+        cut = {i: game for i, game in games.items() if now[i].length < game.length}
         return {**cut, **_vector_reports(infos)}
 
-    def _games(self) -> list[Episode]:
-        """Return what each environment's RecordEpisodeStatistics has counted of its game so far."""
+    def _games(self) -> dict[int, Episode]:
+        """Return what the environments' RecordEpisodeStatistics have counted of the games so far; none without them."""
+        if not self.recorded:
+            return {}
         base: Any = self.vector.unwrapped
         counted = zip(base.get_attr("episode_returns"), base.get_attr("episode_lengths"), strict=True)
-        return [Episode(float(returned), int(length), i) for i, (returned, length) in enumerate(counted)]
+        return {i: Episode(float(returned), int(length), i) for i, (returned, length) in enumerate(counted)}
 
     def close(self) -> None:
         """Close what it steps."""

@@ -52,7 +52,7 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
         if package.startswith("ale_py"):
             from ppo_mpi_base.atari import atari_env
 
-            return atari_env(env_id, **{"life_loss_ends": "render_mode" not in kwargs, **kwargs})  # films: whole games
+            return atari_env(env_id, **kwargs)
         made = gymnasium.make(specification(env_id), **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise _unfit(env_id, error) from error

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch import nn
 from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_whole
-from ppo_mpi_base.saved_policy import as_function, load_actor_critic
+from ppo_mpi_base.saved_policy import SavedPolicy, as_function, load_actor_critic
 from ppo_mpi_base.whole_games import WholeGames
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
@@ -80,19 +81,24 @@ def record_video(
     checked("seed", seed, CountOrZero)
     checked("which", which, Literal["best", "latest"])
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
-    saved.check_hook(state_processing_hook)
-    acting, hook = as_function(saved.actor_critic, deterministic, seed), state_processing_hook
-    policy = acting if hook is None else lambda observation: acting(hook(observation))
-    environment = _build(env_fn, env_kwargs or {})
-    try:
-        video, returns = _film(environment, policy, path, episodes, seed, max_steps)
-    except OSError as error:
-        raise ConfigurationError(f"output={str(output)!r} cannot be written ({error})") from error
-    finally:
-        environment.close()
+    policy = _policy(saved, deterministic, seed, state_processing_hook)
+    with closing(_build(env_fn, env_kwargs or {})) as environment:
+        try:
+            video, returns = _film(environment, policy, path, episodes, seed, max_steps)
+        except OSError as error:
+            raise ConfigurationError(f"output={str(output)!r} cannot be written ({error})") from error
     earned = ", ".join(f"{value:.6g}" for value in returns)
     print(f"{path}: {video.frames} frames at {video.rate:.4g} per second; return {earned}", flush=True)
     return path
+
+
+def _policy(
+    saved: SavedPolicy, deterministic: bool, seed: int, hook: Callable[[Any], Any] | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a policy as a function of the environment's own observations."""
+    saved.check_hook(hook)
+    policy = as_function(saved.actor_critic, deterministic, seed)
+    return policy if hook is None else lambda observation: policy(hook(observation))
 
 
 def _film(

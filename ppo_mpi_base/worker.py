@@ -136,10 +136,10 @@ class Worker:
         self._epoch_statistics: list[dict[str, float]] = []
         self._external_loss: float | None = None
         self._wanted = 0.0
-
         self.interrupted = False
-        tell = self.reports.tell_failure
-        self.checkpoints = Checkpoints(config.save_location, ranks, config.checkpoint_seconds, tell)
+        self.checkpoints = Checkpoints(
+            config.save_location, ranks, config.checkpoint_seconds, self.reports.tell_failure
+        )
         self._begin()
 
     def _begin(self) -> None:

@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def network(first_layer: str) -> SharedTrunk:
 
 
 def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, calls: int) -> float:
-    """Return the median over calls, after three that warm up."""
+    """Return how long one of the variants takes."""
     images, random = Box(0, 255, (4, 84, 84), np.uint8), np.random.default_rng(0)
     actor_critic = ActorCritic(network(first_layer), None, images, Discrete(ACTIONS), precision=precision)  # type: ignore[arg-type]
     objective = Objective(actor_critic, ppo_losses, [])
@@ -51,10 +52,15 @@ def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, 
     coefficients = {
         name: torch.tensor(x) for name, x in (("clip_ratio", 0.1), ("entropy_coef", 0.01), ("value_coef", 0.5))
     }
+    return median_milliseconds(lambda: gradients.add(batch, coefficients, frozenset(), 1.0), calls)
+
+
+def median_milliseconds(call: Callable[[], object], calls: int) -> float:
+    """Return the median processor time over calls, after three that warm up."""
     taken = []
     for _ in range(3 + calls):
         started = time.process_time()
-        gradients.add(batch, coefficients, frozenset(), 1.0)
+        call()
         taken.append(time.process_time() - started)
     return 1e3 * statistics.median(taken[3:])
 
@@ -68,13 +74,9 @@ def operations(samples: int) -> float:
 
 def operations_per_millisecond(precision: str, calls: int) -> float:
     """Return the median speed of a product of two square matrices."""
-    size, taken = 1024, []
+    size = 1024
     one, other = torch.randn((2, size, size)).to(getattr(torch, precision))
-    for _ in range(3 + calls):
-        started = time.process_time()
-        one @ other
-        taken.append(time.process_time() - started)
-    return 2 * size**3 / (1e3 * statistics.median(taken[3:]))
+    return 2 * size**3 / median_milliseconds(lambda: one @ other, calls)
 
 
 if __name__ == "__main__":
