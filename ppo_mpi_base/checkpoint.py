@@ -192,8 +192,7 @@ def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
 def _other_coefficients(worker: Worker, facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return, as arrays of a checkpoint, the coefficients that keywords set to other values than before."""
     changed = _changed(worker, facts)
-    if "anneal_clip_ratio" in changed:
-        changed.append("clip_ratio")
+    changed += [name.removeprefix("anneal_") for name in changed if name.startswith("anneal_")]
     return {f"coefficients/{name}": np.array(x) for name, x in worker.config.coefficients.items() if name in changed}
 
 
@@ -258,8 +257,8 @@ def progress(worker: Worker) -> dict[str, Any]:
 def keywords(worker: Worker) -> dict[str, Any]:
     """Return, for JSON, the keywords of rates and coefficients, which training changes on its way."""
     config = worker.config
-    names = ("pi_lr", "vf_lr", "anneal_lr", "anneal_clip_ratio")
-    annealed = config.anneal_lr or config.anneal_clip_ratio
+    names = ("pi_lr", "vf_lr", "anneal_lr", "anneal_clip_ratio", "anneal_entropy_coef")
+    annealed = config.anneal_lr or config.anneal_clip_ratio or config.anneal_entropy_coef
     return {
         **{name: getattr(config, name) for name in names},
         "total_steps": config.total_steps if annealed else None,  # it decides how fast they fall

@@ -78,7 +78,8 @@ def _minibatches(config: Config, ranks: int) -> float:
     """Return how many minibatches each rank has before it, about: what compiling is to make faster."""
     samples = config.samples_per_rank
     iterations = config.total_steps / (samples * ranks)
-    epochs = max(config.train_pi_epochs, config.train_v_epochs)
+    # One network for both is trained for the policy's epochs.
+    epochs = max(config.train_pi_epochs, config.train_v_epochs if config.value_network_fn else 0)
     return iterations * epochs * samples / config.minibatch_size
 
 

@@ -120,6 +120,8 @@ class Config:
     """Let both learning rates fall linearly to 0 over `total_steps`."""
     anneal_clip_ratio: bool = False
     """Let `clip_ratio` fall linearly to 0 over `total_steps` (the paper's Atari setting)."""
+    anneal_entropy_coef: bool = False
+    """Let `entropy_coef` fall linearly to 0 over `total_steps`: explore first, score at the end."""
     adam_epsilon: Positive = 1e-8
     """Epsilon of Adam. PPO implementations often use 1e-5."""
     train_batch_size: Count | None = None

@@ -368,6 +368,8 @@ class Worker:
             self.learning_rates = {"policy": self.config.pi_lr * left, "value": self.config.vf_lr * left}
         if self.config.anneal_clip_ratio:
             self.coefficients["clip_ratio"].fill_(self.config.clip_ratio * left)
+        if self.config.anneal_entropy_coef:
+            self.coefficients["entropy_coef"].fill_(self.config.entropy_coef * left)
 
     def _row(self, rollout: Rollout) -> dict[str, float]:
         """Return the iteration's row of the logs, equal on all ranks; losses are means over the last epoch."""

@@ -560,14 +560,16 @@ def test_rates_and_coefficients_that_are_asked_for_anew_count(tmp_path, capsys):
 
 
 def test_a_run_that_is_made_longer_anneals_from_where_it_is(tmp_path):
-    annealed = {"pi_lr": 1e-3, "anneal_lr": True, "anneal_clip_ratio": True, "clip_ratio": 0.2}
+    switches = ("anneal_lr", "anneal_clip_ratio", "anneal_entropy_coef")
+    annealed = {"pi_lr": 1e-3, "clip_ratio": 0.2, "entropy_coef": 0.05, **dict.fromkeys(switches, True)}
     train(tmp_path, **annealed)
     train(tmp_path, total_steps=2 * WHOLE * STEPS, **annealed)
     expected = [1 - k / WHOLE for k in range(WHOLE)] + [1 - k / (2 * WHOLE) for k in range(WHOLE, 2 * WHOLE)]
     assert rates(tmp_path) == pytest.approx([1e-3 * x for x in expected])
-    train(tmp_path, total_steps=3 * WHOLE * STEPS, **{**annealed, "anneal_lr": False, "anneal_clip_ratio": False})
+    train(tmp_path, total_steps=3 * WHOLE * STEPS, **{**annealed, **dict.fromkeys(switches, False)})
     assert rates(tmp_path)[2 * WHOLE :] == [1e-3] * WHOLE
-    assert coefficients(tmp_path)["clip_ratio"] == pytest.approx(0.2)
+    now = coefficients(tmp_path)
+    assert (now["clip_ratio"], now["entropy_coef"]) == (pytest.approx(0.2), pytest.approx(0.05))
 
 
 def test_a_rate_that_a_hook_has_set_outlives_a_longer_total_steps(tmp_path):

@@ -378,6 +378,8 @@ def test_compiling_is_left_to_those_who_train_long_enough() -> None:
         (LONG, Compiler),
         ({**LONG, "train_pi_epochs": 0, "train_v_epochs": 0}, Eager),
         ({"compile": True}, Compiler),
+        ({**LONG, "total_steps": 1e6, "train_pi_epochs": 1, "value_network_fn": mlp}, Compiler),
+        ({**LONG, "total_steps": 1e6, "train_pi_epochs": 1}, Eager),  # those of a value network count for nothing
     ):
         compiler, told = chosen(**keywords)
         assert type(compiler) is kind and told == []

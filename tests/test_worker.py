@@ -240,15 +240,29 @@ def test_a_kl_stop_that_ends_all_updates_is_logged(tmp_path: Path, v_epochs: int
         assert row["kl"] > 1.5e-6 and math.isfinite(row["policy_loss"]) and math.isfinite(row["value_loss"])
 
 
-def test_learning_rates_and_clip_ratio_fall_linearly(tmp_path: Path) -> None:
+def test_learning_rates_fall_linearly(tmp_path: Path) -> None:
     watch = Watch()
-    annealed = {"anneal_lr": True, "anneal_clip_ratio": True, "pi_lr": 0.1, "vf_lr": 0.2}
+    annealed = {"anneal_lr": True, "pi_lr": 0.1, "vf_lr": 0.2}
     train(tmp_path, total_steps=80, **annealed, hooks=[watch])
     # The rates of an iteration are those that it was trained with: the first one by the full rates.
     assert column(tmp_path, "learning_rate_policy") == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
     assert column(tmp_path, "learning_rate_value") == pytest.approx([0.2, 0.16, 0.12, 0.08, 0.04])
     assert watch.worker.learning_rates == {"policy": 0, "value": 0}
-    assert watch.worker.coefficients["clip_ratio"] == 0
+
+
+@pytest.mark.parametrize("name", ["clip_ratio", "entropy_coef"])
+def test_coefficients_fall_linearly_where_they_are_to(tmp_path: Path, name: str) -> None:
+    class Note(Hooks):
+        def __init__(self) -> None:
+            self.seen: list[dict[str, float]] = []
+
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.seen.append({key: float(x) for key, x in worker.coefficients.items()})
+
+    note, given = Note(), {"clip_ratio": 0.5, "entropy_coef": 0.25, "value_coef": 0.75}
+    train(tmp_path, total_steps=80, **given, **{f"anneal_{name}": True}, hooks=[note])
+    left = [0.8, 0.6, 0.4, 0.2, 0]
+    assert note.seen == [{**given, name: pytest.approx(given[name] * x)} for x in left]
 
 
 def test_learning_rates_never_fall_below_0(tmp_path: Path) -> None:
