@@ -70,8 +70,8 @@ def tabulate() -> None:
     for game, known in GAMES.items():
         for seed in range(known.seeds):
             if place(game, seed).exists() and (run := read_run(place(game, seed))) is not None:
-                numbers = run.score, run.returns.max(), known.target, run.steps[-1], run.seconds[-1]
-                rows.append([game, str(seed), *(f"{number:g}" for number in numbers)])
+                scores = (f"{score:.2f}" for score in (run.score, run.returns.max(), known.target))
+                rows.append([game, str(seed), *scores, f"{run.steps[-1]:.0f}", f"{run.seconds[-1]:.0f}"])
     if rows:
         write_and_draw(RESULTS, [header, *rows])
 

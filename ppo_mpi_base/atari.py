@@ -23,6 +23,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, RecordEpisodeStatistics, TimeLimit
 
+from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.threads import core_share
@@ -55,9 +56,9 @@ def atari_env(
         render_mode: "rgb_array" for pictures of the screen, as Gymnasium has it.
 
     Raises:
-        ConfigurationError: `env_id` is no game.
+        ConfigurationError: `env_id` is no game, or another keyword is out of its range.
     """
-    check_game(env_id)
+    _check(env_id, life_loss_ends=life_loss_ends, noop_max=noop_max, max_game_steps=max_game_steps)
     # Frames are read from the emulator by AtariPreprocessing; "grayscale" only spares the colours of those it skips.
     game = gymnasium.make(
         env_id,
@@ -101,9 +102,9 @@ def atari_vector_env(
         autoreset_mode: NEXT_STEP or SAME_STEP, which PPO trains alike.
 
     Raises:
-        ConfigurationError: `env_id` is no game.
+        ConfigurationError: `env_id` is no game, or another keyword is out of its range.
     """
-    check_game(env_id)
+    _check(env_id, life_loss_ends=life_loss_ends, noop_max=noop_max, max_game_steps=max_game_steps)
     games = gymnasium.make_vec(
         env_id,
         num_envs=n,
@@ -119,11 +120,16 @@ def atari_vector_env(
     return LostLivesEnd(games) if life_loss_ends else games
 
 
-def check_game(env_id: str) -> None:
-    """Raise `ConfigurationError` unless this is the name of a game, of the version whose processing is left to us."""
+def _check(env_id: str, **numbers: Any) -> None:
+    """Raise `ConfigurationError` unless this is the name of a game, of the version whose processing is left to us.
+
+    Or one of the other keywords is out of its range.
+    """
+    for name, value in numbers.items():
+        checked(name, value, {"life_loss_ends": bool, "noop_max": CountOrZero, "max_game_steps": Count}[name])
     spec = gymnasium.registry.get(env_id)
     if spec is None or not env_id.startswith("ALE/"):
-        raise ConfigurationError(f"env_id={env_id!r} must be a game of ale_py, such as 'ALE/Pong-v5'")
+        raise ConfigurationError(f"env_id={env_id!r} must be a game of ale_py as ALE/<Game>-v5, such as 'ALE/Pong-v5'")
 
 
 class FireAtStart(gymnasium.Wrapper):

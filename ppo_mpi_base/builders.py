@@ -138,7 +138,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     """Build policy and value networks with equal weights on all ranks, from the seed.
 
     Raises:
-        ConfigurationError: a network fails on the spaces, or gives the wrong shape.
+        ConfigurationError: a network fails on the spaces, or gives the wrong shape; or none can be trained.
     """
     seeds = seed_sequence(config.seed, NETWORKS).generate_state(2, np.uint64)
     torch.manual_seed(int(seeds[0]))
@@ -158,7 +158,10 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         precision=config.precision,
     )
     start = space.start if isinstance(space, Discrete) else 0
-    check_networks(actor_critic, torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype)))
+    batch = 3 if act_dim == 2 else 2  # as many as numbers of the output, rows would look like columns
+    check_networks(actor_critic, torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype)))
+    if not any(parameter.requires_grad for parameter in actor_critic.parameters()):
+        raise ConfigurationError("network_fn: no parameter of the networks is trainable (requires_grad)")
     if config.orthogonal_init:
         if value_network is None and not isinstance(network, SharedTrunk):
             raise ConfigurationError(

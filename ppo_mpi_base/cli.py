@@ -8,8 +8,10 @@ import dataclasses
 import functools
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +41,8 @@ Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
 Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Runs' directories, or those of several seeds' runs.")]
 Against = Annotated[tuple[Path, ...], arg(metavar="RUN", help='The other idea\'s, after "--", which is this flag.')]
 Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned the best return, or the last ones.")]
+TELL_EVERY = 5.0
+"""Seconds between two lines about an evaluation that goes on."""
 _usual_format = warnings.formatwarning
 EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
 
@@ -179,6 +183,7 @@ def evaluate(
         deterministic=not sampled,
         max_ep_len=max_ep_len,
         ranks=ranks,
+        progress=_telling(episodes) if ranks.is_root else None,
     )
     if ranks.is_root:
         print(f"{result}   {path}", flush=True)  # first: they are told even where the file cannot be written
@@ -227,6 +232,7 @@ def video(
     which: Which = "best",
     sampled: bool = False,
     seed: int = 0,
+    max_steps: int | None = None,
     env_id: EnvId = None,
 ) -> None:
     """Film a run's policy, headless, as mp4 or GIF.
@@ -238,6 +244,7 @@ def video(
         which: The networks that earned the best return, or the last ones.
         sampled: Draw actions from the policy, in place of the most probable one.
         seed: Of environment and actions.
+        max_steps: End an episode after so many. None: as in training.
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
     """
     saved = _saved(run)
@@ -250,7 +257,7 @@ def video(
         which=which,
         deterministic=not sampled,
         seed=seed,
-        max_steps=max_ep_len,
+        max_steps=max_steps or max_ep_len,
     )
 
 
@@ -269,6 +276,21 @@ def export(
         formats: ONNX, and a program of `torch.export`.
     """
     _tell_files(export_policy(_saved(run), output or run / "policy", which=which, formats=formats))
+
+
+def _telling(episodes: int) -> Callable[[int], None]:
+    """Return what, told how many episodes are over, prints it now and then with the time that remains."""
+    started = told = time.monotonic()
+
+    def tell(over: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= TELL_EVERY and over < episodes:
+            told = now
+            left = f", {timedelta(seconds=round((now - started) / over * (episodes - over)))} left" if over else ""
+            print(f"{over} of {episodes} episodes{left}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:

@@ -178,6 +178,7 @@ class Environments:
             "lengths": lengths,
             "returns": np.array(self._returns),
             "reporting": np.array([i in self._reporting for i in range(self.num_envs)]),
+            "cuts": np.array([limit if limit < self._limit else math.inf for limit in self._limits]),
             **{
                 f"actions{i}": actions[len(actions) - length :, i] if length <= len(actions) else actions[:0, i]
                 for i, length in enumerate(lengths.tolist())
@@ -202,10 +203,9 @@ class Environments:
             return list(range(self.num_envs))
         self._starts = (-progress["lengths"]).tolist()
         self._returns = progress["returns"].tolist()
-        self._limits = [
-            first if episode == 0 else self._limit
-            for first, episode in zip(self._first_limits, progress["episodes"].tolist(), strict=True)
-        ]
+        if (cuts := progress.get("cuts")) is None:  # by an earlier version
+            cuts = np.where(progress["episodes"] == 0, self._first_limits, math.inf)
+        self._limits = np.minimum(cuts, self._limit).tolist()
         self._reporting = set(np.flatnonzero(progress["reporting"]).tolist())
         past = max(len(progress[f"actions{i}"]) for i in range(self.num_envs))
         actions = np.zeros((past, self.num_envs, *progress["actions0"].shape[1:]), progress["actions0"].dtype)

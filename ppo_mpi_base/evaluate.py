@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from torch import nn
 
 from ppo_mpi_base.builders import build_environment, checked_together
 from ppo_mpi_base.config import Count, CountOrZero, checked
@@ -125,6 +126,8 @@ def evaluate(
     deterministic: bool = True,
     max_ep_len: int | None = None,
     state_processing_hook: Callable[[Any], Any] | None = None,
+    network_fn: Callable[..., nn.Module] | None = None,
+    policy_kwargs: dict[str, Any] | None = None,
     ranks: Communicator | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -148,6 +151,8 @@ def evaluate(
         deterministic: take the most probable actions, or sample them.
         max_ep_len: steps after which an episode (a whole game) is truncated.
         state_processing_hook: as for `PPO()`, and the same as there.
+        network_fn: builds the network of a `save_location`, where it is a class of your own.
+        policy_kwargs: for `network_fn`.
         ranks: None: all ranks.
         progress: gets the number of episodes that are over, about every half second and on each rank; what it raises
             (on each rank) ends the evaluation.
@@ -165,12 +170,13 @@ def evaluate(
         "deterministic": (deterministic, bool),
         "max_ep_len": (max_ep_len, Count | None),
     }
-    policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook))
+    build = {"network_fn": network_fn, "policy_kwargs": policy_kwargs}
+    policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook, build))
     episodes, seed = int(episodes), int(seed)
 
-    build = partial(_environment, policy, env_fn, env_kwargs or {}, state_processing_hook)
+    environment = partial(_environment, policy, env_fn, env_kwargs or {}, state_processing_hook)
     numbers = range(ranks.rank, episodes, ranks.size)
-    playing = _play(policy, build, numbers, seed, deterministic, max_ep_len, state_processing_hook)
+    playing = _play(policy, environment, numbers, seed, deterministic, max_ep_len, state_processing_hook)
     own = _play_together(policy, playing, episodes, ranks, progress)
     of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
     ordered = [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
@@ -246,13 +252,16 @@ def check_environments(
 
 
 def _checked(
-    policy: Any, arguments: dict[str, tuple[Any, Any]], state_processing_hook: Callable[[Any], Any] | None
+    policy: Any,
+    arguments: dict[str, tuple[Any, Any]],
+    state_processing_hook: Callable[[Any], Any] | None,
+    build: dict[str, Any],
 ) -> ActorCritic:
     """Return the policy, from its files if it is a path, once all arguments are right."""
     for name, (value, annotation) in arguments.items():
         checked(name, value, annotation)
     if isinstance(policy, str | Path):
-        saved = load_actor_critic(policy)
+        saved = load_actor_critic(policy, **build)
         saved.check_hook(state_processing_hook)
         return saved.actor_critic
     if not isinstance(policy, ActorCritic):

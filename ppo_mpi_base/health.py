@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppo_mpi_base.config import COEFFICIENTS
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.hooks import Hooks
 
@@ -74,6 +75,12 @@ def check_rates_and_coefficients(worker: Worker) -> None:
         if not isinstance(coefficient, Tensor) or coefficient.shape != ():
             raise ConfigurationError(
                 f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it by its fill_()"
+            )
+        number, known = float(coefficient), worker.config.coefficients
+        if name not in known or not math.isfinite(number) or (name in COEFFICIENTS and number < 0):
+            raise ConfigurationError(
+                f"worker.coefficients[{name!r}]={number:g}: there are {', '.join(known)}, finite numbers, and PPO's "
+                "own at least 0; loss_coefficients brings others"
             )
 
 

@@ -163,11 +163,14 @@ def compare_runs(
         All numbers; printed, they are a table.
 
     Raises:
-        ConfigurationError: a group has no run, they have no task in common, labels are not two, a task lacks reference
-            scores, or output cannot be written.
+        ConfigurationError: a group has no run, they have a run or no task in common, labels are not two, a task lacks
+            reference scores, or output cannot be written.
     """
     name_a, name_b = _labels([a, b], labels)
     runs_a, runs_b = read_groups([a, b])
+    paths_a, paths_b = ({run.path.resolve() for runs in group.values() for run in runs} for group in (runs_a, runs_b))
+    if both := paths_a & paths_b:
+        raise ConfigurationError(f"runs: {min(both)} is in both groups ({len(both)} runs are): name what differs")
     comparison = compare(runs_a, runs_b, (name_a, name_b), references)
     path = without_ending(output, WRITTEN)
     panels = len(comparison.tasks) + 1

@@ -255,7 +255,7 @@ def lacks_bfloat16(device: torch.device) -> bool:
 
 
 def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
-    """Run both networks on a batch of observations (2, ...) and compare what comes out with the action space.
+    """Run both networks on a batch of observations (B, ...) and compare what comes out with the action space.
 
     Raises:
         ConfigurationError: a network fails, or gives another shape than its builder promised.

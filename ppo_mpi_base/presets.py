@@ -149,9 +149,13 @@ _NORMALIZED: dict[str, Any] = {
 def _shared_out(ranks: int, *, environments: int, length: int, minibatch: int) -> dict[str, Any]:
     """Return one rank's share of environments, steps of each, and minibatch, of which all ranks have so many."""
     own = max(1, environments // ranks)
+    own_length = max(1, environments * length // (own * ranks))
+    samples = own * own_length
+    # The last update of an epoch gets what is left: at least half as much as the others, since it is as long a step.
+    sizes = (size for size in range(1, samples + 1) if samples % size == 0 or 2 * (samples % size) >= size)
     return {
         "use_vectorized_envs": True,
         "num_environments": own,
-        "rollout_length_per_worker": max(1, environments * length // (own * ranks)),
-        "train_batch_size": max(1, minibatch // ranks),
+        "rollout_length_per_worker": own_length,
+        "train_batch_size": min(sizes, key=lambda size: abs(size - minibatch / ranks)),
     }

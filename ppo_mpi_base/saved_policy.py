@@ -157,8 +157,8 @@ def _built(
         network = network_fn(observation_dim(observation_space), action_dim(action_space), **policy_kwargs)
     if network is None:
         raise ConfigurationError(
-            f"load_policy: {path.parent} holds a network of your own class: give the function that builds it, as "
-            f"load_policy({str(path.parent)!r}, network_fn=...)"
+            f"{path.parent} holds a network of your own class: give network_fn, the function that builds it, and its "
+            "policy_kwargs, to load_policy, evaluate, record_video or export_policy; ppo-mpi cannot be told"
         )
     # Values are not needed to act; a stand-in says that the network does not give them.
     stand_in = None if gives_value else nn.Identity()
@@ -225,10 +225,15 @@ def make_space(description: dict[str, Any]) -> gymnasium.Space:
     if description["kind"] == "Discrete":
         return Discrete(description["n"], start=description["start"])
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-    low, high = (np.array(description[name], dtype=dtype) for name in ("low", "high"))  # one number for all, or each
+    low, high = (_numbers(description[name], dtype) for name in ("low", "high"))  # one number for all, or each
     return Box(
         np.broadcast_to(low.reshape(shape if low.ndim else ()), shape).astype(dtype),
         np.broadcast_to(high.reshape(shape if high.ndim else ()), shape).astype(dtype),
         shape,
         dtype.type,
     )
+
+
+def _numbers(texts: str | list[str], dtype: np.dtype) -> np.ndarray:
+    """Return the numbers that texts by `repr` stand for; NumPy would take any text for True."""
+    return np.array(texts) == "True" if dtype.kind == "b" else np.array(texts, dtype=dtype)

@@ -29,26 +29,34 @@ Stepped: TypeAlias = tuple[np.ndarray, dict[int, bool], dict[int, np.ndarray], d
 
 
 class Fit:
-    """Pass single observations through the user's hook, and check that they fit the observation space."""
+    """Pass single observations through the user's hook, and check that they fit the observation space.
+
+    Attributes:
+        exact: the dtype of a space of whole numbers, into which others may not be written unseen; None of floats.
+    """
 
     def __init__(self, space: gym.Space, hook: Callable[[Any], Any] | None, first_global_index: int) -> None:
         self.space, self.shape, self.hook, self.first = space, space.shape, hook, first_global_index
+        dtype = np.dtype(space.dtype)
+        self.exact = None if dtype.kind == "f" else dtype
 
     def __call__(self, i: int, observation: Any) -> Any:
-        """Return what stands for an observation of environment i, of the right shape."""
+        """Return what stands for an observation of environment i, of the right shape and of numbers that are kept."""
         if self.hook is not None:
             observation = self.hook(observation)
         if getattr(observation, "shape", None) != self.shape and np.shape(observation) != self.shape:
             raise self.error(i, f"observation of shape {np.shape(observation)}")
+        if self.exact is not None and getattr(observation, "dtype", None) != self.exact:
+            self._check_whole(i, np.asarray(observation))
         return observation
 
-    def initial(self, i: int, observation: Any) -> Any:
-        """Do the same at a reset, and look at the dtype: fractions in an array of integers would all become 0."""
-        observation = self(i, observation)
-        dtype = np.asarray(observation).dtype
-        if dtype.kind == "f" and np.dtype(self.space.dtype).kind != "f":
-            raise self.error(i, f"observation of dtype {dtype}")
-        return observation
+    def _check_whole(self, i: int, observation: np.ndarray) -> None:
+        """Raise `TrainingError` for fractions, which would become 0, and for numbers that would come round again."""
+        if observation.dtype.kind not in "iub":
+            raise self.error(i, f"observation of dtype {observation.dtype}")
+        if observation.size and not np.array_equal(observation.astype(self.exact), observation):
+            low, high = observation.min(), observation.max()
+            raise self.error(i, f"observation of dtype {observation.dtype} from {low} to {high}")
 
     def error(self, i: int, what: str) -> TrainingError:
         """Return the error that says what an observation is and what would be right."""
@@ -95,16 +103,17 @@ class Loop:
         rewards = np.empty(len(self.environments))
         ended: dict[int, bool] = {}
         reports: dict[int, Episode] = {}
-        fit, shape, hook = self.fit, self.fit.shape, self.fit.hook
+        fit, shape = self.fit, self.fit.shape
+        look = fit.hook is not None or fit.exact is not None
         for i, environment in enumerate(self.environments):
             observation, reward, terminated, truncated, info = environment.step(actions[i])
-            if hook is not None or getattr(observation, "shape", None) != shape:
+            if look or getattr(observation, "shape", None) != shape:
                 observation = fit(i, observation)
             out[i] = observation
             rewards[i] = reward if isinstance(reward, float) else self._number(i, reward)
             if terminated or truncated:
                 ended[i] = bool(terminated)
-            if "episode" in info:
+            if "episode" in info and _is_report(info["episode"]):
                 reports[i] = Episode(float(info["episode"]["r"]), int(info["episode"]["l"]), i)
         return rewards, ended, {}, reports
 
@@ -134,7 +143,7 @@ class Loop:
             environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
             observation, info = environment.reset()
         self.next_episode[i] += 1
-        out[i] = self.fit.initial(i, observation)
+        out[i] = self.fit(i, observation)
         return info
 
     def close(self) -> None:
@@ -169,7 +178,7 @@ class Vector:
         except gym.error.Error as error:
             raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
         for i in range(n):
-            out[i] = self.fit.initial(i, observations[i])
+            out[i] = self.fit(i, observations[i])
         return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
@@ -181,7 +190,9 @@ class Vector:
         final_observations = {}
         if self.same_step:
             final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
-        if self.fit.hook is None and np.shape(self.observations) == out.shape:
+        exact = self.fit.exact
+        fits = np.shape(self.observations) == out.shape and (exact is None or self.observations.dtype == exact)
+        if self.fit.hook is None and fits:
             out[...] = self.observations
         else:
             for i in range(len(out)):
@@ -205,7 +216,7 @@ class Vector:
                 raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
             observations = observations[mask]
         for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
-            out[i] = self.fit.initial(i, observation)
+            out[i] = self.fit(i, observation)
         now = self._games()
         cut = {i: game for i, game in games.items() if now[i].length < game.length}
         return {**cut, **_vector_reports(infos)}
@@ -256,11 +267,16 @@ def _all_record(vector: VectorEnv) -> bool:
     return all(base.call("has_wrapper_attr", "episode_lengths"))
 
 
+def _is_report(episode: Any) -> bool:
+    """Say whether it is what Gymnasium's RecordEpisodeStatistics puts there: an environment may count its episodes."""
+    return isinstance(episode, dict) and "r" in episode and "l" in episode
+
+
 def _vector_reports(infos: dict[str, Any]) -> dict[int, Episode]:
     """Return what environments report of ended episodes; under SAME_STEP, that is in `final_info`."""
     reports = {}
     for source in (infos, infos.get("final_info", {})):
-        if "episode" in source:
+        if "episode" in source and _is_report(source["episode"]):
             returns, lengths = source["episode"]["r"], source["episode"]["l"]
             indices = np.flatnonzero(source["_episode"]).tolist()
             reports.update({i: Episode(float(returns[i]), int(lengths[i]), i) for i in indices})

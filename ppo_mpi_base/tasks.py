@@ -52,7 +52,7 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
         if package.startswith("ale_py"):
             from ppo_mpi_base.atari import atari_env
 
-            return atari_env(env_id, **kwargs)
+            return atari_env(specification(env_id).id, **kwargs)
         made = gymnasium.make(specification(env_id), **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise _unfit(env_id, error) from error
@@ -68,8 +68,9 @@ def settings(env_id: str, ranks: int, env_kwargs: dict[str, Any] | None = None) 
     """
     package = _package(env_id)
     if package == "gymnasium.envs.classic_control":
-        steps = STEPS_OF_CLASSIC_CONTROL.get(env_id.split("-")[0], 100_000)
-        return {"total_steps": steps, **presets.classic_control(env_id, ranks)}
+        name = specification(env_id).id
+        steps = STEPS_OF_CLASSIC_CONTROL.get(name.split("-")[0], 100_000)
+        return {"total_steps": steps, **presets.classic_control(name, ranks)}
     if package.startswith("ale_py"):
         return {"total_steps": 10_000_000, **presets.atari(ranks)}
     made = environment(env_id, **(env_kwargs or {}))
@@ -88,7 +89,7 @@ def functions(env_id: str, hidden: Sequence[int]) -> dict[str, Any]:
     if _package(env_id).startswith("ale_py"):
         from ppo_mpi_base.atari import atari_vector_env
 
-        vector = partial(atari_vector_env, env_id=env_id)
+        vector = partial(atari_vector_env, env_id=specification(env_id).id)
         return {"env_fn": partial(environment, env_id), "make_vec_env_fn": vector, "network_fn": shared_nature_cnn}
     network = partial(mlp, hidden=tuple(hidden))
     return {"env_fn": partial(environment, env_id), "network_fn": network, "value_network_fn": network}

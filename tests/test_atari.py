@@ -262,3 +262,18 @@ def test_what_is_no_game_is_told(env_id: str) -> None:
     for build in (lambda: atari_env(env_id), lambda: atari_vector_env(None, 2, env_id)):
         with pytest.raises(ConfigurationError, match=f"env_id='{env_id}' .*'ALE/Pong-v5'"):
             build()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ({"max_game_steps": 0}, "max_game_steps=0 must be a whole number of at least 1"),
+        ({"noop_max": -5}, "noop_max=-5 must be a whole number of at least 0"),
+        ({"noop_max": "3"}, "noop_max='3' must be a whole number"),
+        ({"life_loss_ends": "no"}, "life_loss_ends='no' must be True or False"),
+    ],
+)
+def test_a_keyword_of_a_game_that_is_out_of_range_is_told(keyword: dict[str, Any], text: str) -> None:
+    for build in (lambda: atari_env(PONG, **keyword), lambda: atari_vector_env(None, 2, PONG, **keyword)):
+        with pytest.raises(ConfigurationError, match=text):
+            build()

@@ -48,7 +48,11 @@ def test_a_run_leaves_its_file_which_starts_it_again(trained: Path, tmp_path: Pa
     again, was = networks(tmp_path), networks(first)
     assert again.keys() == was.keys() and all(torch.equal(again[name], was[name]) for name in was)
     assert not torch.equal(networks(trained / "seed0")["network.1.weight"], was["network.1.weight"])
+    for name in ("evaluation.json", "policy.onnx"):
+        (tmp_path / name).write_text("of the first run's networks")
     cli.main(["train", str(first / "run.toml"), "--directory", str(tmp_path), "--seed", "5"])
+    assert (tmp_path / "evaluation.1.json").exists() and (tmp_path / "policy.1.onnx").exists()
+    assert not (tmp_path / "evaluation.json").exists() and not (tmp_path / "policy.onnx").exists()
     # The file of a run that was to go on where it was begins anew all the same.
     cli.main(["train", "CartPole-v1", *TINY, "--resume", "auto", "--directory", str(tmp_path / "auto")])
     cli.main(["train", str(tmp_path / "auto" / "run.toml")])
@@ -120,6 +124,21 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: Any) -> None:
     assert list(hooked.returns) == found["returns"]
     best = evaluate(saved, cart_pole, episodes=2)
     assert best == evaluate(load_actor_critic(saved).actor_critic, cart_pole, episodes=2)
+
+
+def test_an_evaluation_that_takes_long_tells_how_far_it_is(
+    trained: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cli, "TELL_EVERY", 0.0)
+    cli.main(["evaluate", str(trained / "seed0"), "--episodes", "3", "--output", str(tmp_path / "found.json")])
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line.startswith("2 of 3 episodes, 0:00:0")] and "3 of 3" not in "".join(told)
+
+
+def test_an_id_with_its_module_learns_by_the_same_settings() -> None:
+    for bare, module in (("Pendulum-v1", "gymnasium.envs.classic_control"), ("ALE/Pong-v5", "ale_py")):
+        assert tasks.settings(f"{module}:{bare}", 2) == tasks.settings(bare, 2)
+        tasks.environment(f"{module}:{bare}").close()
 
 
 def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:

@@ -669,6 +669,85 @@ def test_a_first_episode_that_is_taken_up_again_keeps_its_cut() -> None:
     assert ends == [[False, False], [True, False], [False, False], [False, True], [False, False], [False, False]]
 
 
+def test_a_cut_that_is_still_to_come_outlives_any_number_of_resumes() -> None:
+    """Episodes that begin after a resume on another number of environments have cuts, and no longer the number 0."""
+    whole, first, second = (rank([gym.make("Pendulum-v1") for _ in range(2)], first_ep_lens=[5, 7]) for _ in range(3))
+    out, again = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    for environments in (whole, first):
+        environments.reset(out, 4)
+    actions = box_actions(9, 2)[..., :1]
+    for action in actions[:3]:
+        first.step(action, again)
+    assert second.resume(first.progress(), again.copy(), again) == []
+    ends = [whole.step(action, out).truncated.tolist() for action in actions]
+    assert [second.step(action, again).truncated.tolist() for action in actions[3:]] == ends[3:]
+    assert ends[4] == [True, False] and ends[6] == [False, True]
+    former = {name: x for name, x in first.progress().items() if name != "cuts"}  # as an earlier version wrote it
+    assert second.resume({**former, "episodes": np.zeros(2, np.int64)}, again.copy(), again) == [0, 1]
+
+
+class Giving(gym.Env):
+    """Its space has bytes; it gives what it is told to, at the reset and at the steps."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (2,), np.uint8), gym.spaces.Discrete(2)
+
+    def __init__(self, first: np.ndarray, later: np.ndarray) -> None:
+        self.first, self.later = first, later
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.first, {}
+
+    def step(self, action: Any) -> Any:
+        return self.later, 0.0, False, False, {}
+
+
+BYTES = np.array([3, 255], np.uint8)
+
+
+@pytest.mark.parametrize("counted", [3, {"reward": 3.0}, {"r": 3.0}], ids=str)
+@pytest.mark.parametrize("name", WAYS)
+def test_what_an_environment_calls_episode_need_not_be_a_report(name: str, counted: Any) -> None:
+    class Counting(ScriptedEnv):
+        def step(self, action: Any) -> Any:
+            *stepped, info = super().step(action)
+            return *stepped, {**info, "episode": counted}
+
+    environments, out = rank(WAYS[name]([lambda: Counting(horizon=3)])), np.zeros((1, 4), np.float32)
+    environments.reset(out)
+    found = [e for action in box_actions(8, 1) for e in environments.step(action, out).episodes]
+    assert [e.length for e in found] == [3, 3]
+    environments.close()
+
+
+@pytest.mark.parametrize("given", [np.array([3, 255]), np.array([3, 255], np.uint16), [3, 255], BYTES], ids=str)
+def test_whole_numbers_of_another_dtype_are_kept(given: Any) -> None:
+    environments, out = rank([Giving(given, given)]), np.zeros((1, 2), np.uint8)
+    environments.reset(out)
+    assert out.tolist() == [[3, 255]]
+    environments.step(np.zeros(1, np.int64), out)
+    assert out.tolist() == [[3, 255]]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (np.array([300, 1]), "observation of dtype int64 from 1 to 300 for Box"),
+        (np.array([-1, 1]), "from -1 to 1"),
+        (np.array([0.5, 0.5], np.float32), "observation of dtype float32 for Box"),
+        (np.array([1.0, 0.0]), "observation of dtype float64"),
+    ],
+    ids=str,
+)
+def test_numbers_that_a_space_of_bytes_would_change_are_refused(given: np.ndarray, text: str) -> None:
+    out = np.zeros((1, 2), np.uint8)
+    with pytest.raises(TrainingError, match=text):
+        rank([Giving(given, BYTES)]).reset(out)
+    environments = rank([Giving(BYTES, given)])
+    environments.reset(out)
+    with pytest.raises(TrainingError, match=text):
+        environments.step(np.zeros(1, np.int64), out)
+
+
 @pytest.mark.parametrize("name", [name for name in WAYS if "same step" not in name])
 def test_what_a_limit_around_the_recorder_ends_counts_too(name: str) -> None:
     """Else only episodes that the task itself ends would count once one of them was reported."""

@@ -294,6 +294,11 @@ def test_tasks_of_one_group_only_are_said(tmp_path, groups):
         compare_runs(groups[0] / "Walker2d-v5", groups[1] / "Hopper-v5", tmp_path / "ab")
 
 
+def test_a_run_in_both_groups_is_refused(tmp_path, groups):
+    with pytest.raises(ConfigurationError, match=r"^runs: .*progress\.csv is in both groups"):
+        compare_runs(tmp_path, groups[0], tmp_path / "ab", labels=["all", "one"])
+
+
 @pytest.mark.parametrize(
     "keywords, message",
     [

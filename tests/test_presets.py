@@ -28,6 +28,14 @@ def test_a_preset_is_shared_out(
     assert own["train_batch_size"] * ranks == minibatch
 
 
+@pytest.mark.parametrize("preset", [presets.mujoco, presets.mujoco_paper, presets.atari, presets.discrete])
+@pytest.mark.parametrize("ranks", range(1, 25))
+def test_no_update_is_made_of_a_small_rest(preset: Callable[[int], dict[str, Any]], ranks: int) -> None:
+    own = preset(ranks)
+    rest = own["num_environments"] * own["rollout_length_per_worker"] % own["train_batch_size"]
+    assert rest == 0 or rest >= own["train_batch_size"] / 2
+
+
 @given(st.integers(1, 5000))
 def test_a_preset_is_valid_on_any_number_of_ranks(ranks: int) -> None:
     for preset, *_ in PRESETS:

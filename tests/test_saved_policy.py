@@ -178,7 +178,7 @@ def default_dtype() -> Iterator[None]:
 
 def test_a_class_of_ones_own_needs_its_builder(tmp_path: Path) -> None:
     actor_critic = save(tmp_path, Own, width=7)
-    refused(tmp_path, "own class.*network_fn=")
+    refused(tmp_path, "own class.*network_fn")
     refused(tmp_path, "does not fit", network_fn=Own)
     policy = load_policy(tmp_path, network_fn=Own, policy_kwargs={"width": 7})
     observation = np.ones(4, np.float32)
@@ -345,6 +345,8 @@ SPACES = [
     Box(-np.inf, np.array([[0.1, np.inf]]), (1, 2), np.float64),
     Box(0, 255, (2, 3), np.uint8),
     Box(-1.0, 1.0, (), np.float32),
+    Box(0, 1, (2,), np.bool_),
+    Box(np.array([False, True]), np.array([True, True]), dtype=np.bool_),
     Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (2,), np.int64),
     Box(np.array([0, 1]), np.array([2**62 + 1, 2**53 + 1]), dtype=np.int64),
 ]

@@ -491,6 +491,13 @@ def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
     return small(obs_dim, out_dim + 1)
 
 
+class Turned(nn.Linear):
+    """Gives rows for columns."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).T
+
+
 @pytest.mark.parametrize(
     ("keywords", "texts"),
     [
@@ -502,10 +509,19 @@ def wide(obs_dim: int, out_dim: int = 1) -> nn.Module:
         ({"value_network_fn": "mlp"}, ["value_network_fn='mlp'", "function"]),
         ({"env_fn": lambda: "CartPole-v1"}, ["env_fn must return a gymnasium.Env", "str"]),
         ({"network_fn": lambda o, a: None}, ["network_fn must return a torch.nn.Module", "NoneType"]),
-        ({"network_fn": wide}, ["network_fn", "(2, 3)", "(2, 2)"]),
-        ({"value_network_fn": wide}, ["value_network_fn", "(2, 2)", "(2, 1)"]),
+        ({"network_fn": wide}, ["network_fn", "(3, 3)", "(3, 2)"]),
+        ({"value_network_fn": wide}, ["value_network_fn", "(3, 2)", "(3, 1)"]),
         ({"value_network_fn": None}, ["value_network_fn is missing", "(means or logits, values)"]),
-        ({"network_fn": lambda o, a: nn.Linear(o + 1, a)}, ["network_fn", "fails on observations (2, 4)"]),
+        ({"network_fn": lambda o, a: nn.Linear(o + 1, a)}, ["network_fn", "fails on observations (3, 4)"]),
+        ({"network_fn": lambda o, a: Turned(o, a)}, ["network_fn", "(2, 3)", "(3, 2)"]),
+        (
+            {
+                "env_fn": lambda: ScriptedEnv(action_space=Discrete(2)),
+                "network_fn": lambda o, a: small(o, a).requires_grad_(False),
+                "value_network_fn": lambda o: small(o).requires_grad_(False),
+            },
+            ["no parameter of the networks is trainable"],
+        ),
         ({"network_fn": nn.Linear(4, 2)}, ["network_fn is a network already", "builds one"]),
         ({"network_fn": lambda o: nn.Linear(o, 2)}, ["network_fn(obs_dim, act_dim)", "too many positional arguments"]),
         ({"value_network_fn": wide, "critic_kwargs": {"width": 3}}, ["value_network_fn(obs_dim, width=...)"]),
@@ -559,6 +575,9 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
         ("row", ("sum", "many"), r"statistics\['sum'\]='many' must be one number"),
         ("row", ("total_steps", 1), r"statistics\['total_steps'\] must stay \d+, not 1"),
         ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a tensor"),
+        ("coefficients", ("clip_ratio", torch.tensor(-1.0)), "=-1: .*PPO's own at least 0"),
+        ("coefficients", ("entropy_coef", torch.tensor(math.nan)), "=nan: .*finite"),
+        ("coefficients", ("ent_coef", torch.tensor(0.5)), "=0.5: there are clip_ratio, entropy_coef, value_coef, fin"),
     ],
 )
 def test_a_hook_that_sets_what_nobody_reads_is_told(tmp_path: Path, name: str, value: Any, text: str) -> None:
