@@ -130,6 +130,7 @@ def test_an_evaluation_that_takes_long_tells_how_far_it_is(
     trained: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(cli, "TELL_EVERY", 0.0)
+    monkeypatch.setattr("ppo_mpi_base.evaluate.SLICE", 0.0)
     cli.main(["evaluate", str(trained / "seed0"), "--episodes", "3", "--output", str(tmp_path / "found.json")])
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if line.startswith("2 of 3 episodes, 0:00:0")] and "3 of 3" not in "".join(told)
