@@ -125,6 +125,12 @@ def compare(
         )
     if alone := sorted(set(a) ^ set(b)):
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
+    if "" in tasks:
+        warnings.warn(
+            "the runs do not say their task and are taken for one task's: it is known from a directory above a run that "
+            "is named so, such as CartPole-v1",
+            stacklevel=2,
+        )
     for task in tasks:
         ends = [run.steps[-1] for run in (*a[task], *b[task])]
         if min(ends) < SHORT * max(ends):

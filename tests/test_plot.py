@@ -294,6 +294,13 @@ def test_tasks_of_one_group_only_are_said(tmp_path, groups):
         compare_runs(groups[0] / "Walker2d-v5", groups[1] / "Hopper-v5", tmp_path / "ab")
 
 
+def test_runs_whose_task_nobody_knows_are_said_to_be_taken_for_one(tmp_path):
+    for name, returns in (("a", [1.0, 2.0]), ("b", [1.0, 3.0])):
+        write_run(tmp_path / name / "progress.csv", returns)
+    with pytest.warns(UserWarning, match="do not say their task and are taken for one task's"):
+        compare_runs(tmp_path / "a", tmp_path / "b", tmp_path / "ab")
+
+
 def test_a_run_in_both_groups_is_refused(tmp_path, groups):
     with pytest.raises(ConfigurationError, match=r"^runs: .*progress\.csv is in both groups"):
         compare_runs(tmp_path, groups[0], tmp_path / "ab", labels=["all", "one"])
