@@ -127,7 +127,7 @@ def compare(
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
     if "" in tasks:
         warnings.warn(
-            "the runs do not say their task and are taken for one task's: it is known from a directory above a run that "
+            "the runs do not say their task and are taken for one task's: it is known from a directory above each that "
             "is named so, such as CartPole-v1",
             stacklevel=2,
         )
