@@ -58,7 +58,7 @@ def atari_env(
     Raises:
         ConfigurationError: `env_id` is no game, or another keyword is out of its range.
     """
-    _check(env_id, life_loss_ends=life_loss_ends, noop_max=noop_max, max_game_steps=max_game_steps)
+    _check(env_id, life_loss_ends, noop_max, max_game_steps)
     # Frames are read from the emulator by AtariPreprocessing; "grayscale" only spares the colours of those it skips.
     game = gymnasium.make(
         env_id,
@@ -104,7 +104,7 @@ def atari_vector_env(
     Raises:
         ConfigurationError: `env_id` is no game, or another keyword is out of its range.
     """
-    _check(env_id, life_loss_ends=life_loss_ends, noop_max=noop_max, max_game_steps=max_game_steps)
+    _check(env_id, life_loss_ends, noop_max, max_game_steps)
     games = gymnasium.make_vec(
         env_id,
         num_envs=n,
@@ -120,13 +120,14 @@ def atari_vector_env(
     return LostLivesEnd(games) if life_loss_ends else games
 
 
-def _check(env_id: str, **numbers: Any) -> None:
-    """Raise `ConfigurationError` unless this is the name of a game, of the version whose processing is left to us.
+def _check(env_id: str, life_loss_ends: bool, noop_max: int, max_game_steps: int) -> None:
+    """Raise `ConfigurationError` for a keyword that is out of its range.
 
-    Or one of the other keywords is out of its range.
+    `env_id` must be the name of a game, of the version whose processing is left to us.
     """
-    for name, value in numbers.items():
-        checked(name, value, {"life_loss_ends": bool, "noop_max": CountOrZero, "max_game_steps": Count}[name])
+    checked("life_loss_ends", life_loss_ends, bool)
+    checked("noop_max", noop_max, CountOrZero)
+    checked("max_game_steps", max_game_steps, Count)
     spec = gymnasium.registry.get(env_id)
     if spec is None or not env_id.startswith("ALE/"):
         raise ConfigurationError(f"env_id={env_id!r} must be a game of ale_py as ALE/<Game>-v5, such as 'ALE/Pong-v5'")

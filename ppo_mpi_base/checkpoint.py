@@ -257,10 +257,10 @@ def progress(worker: Worker) -> dict[str, Any]:
 def keywords(worker: Worker) -> dict[str, Any]:
     """Return, for JSON, the keywords of rates and coefficients, which training changes on its way."""
     config = worker.config
-    names = ("pi_lr", "vf_lr", "anneal_lr", "anneal_clip_ratio", "anneal_entropy_coef")
-    annealed = config.anneal_lr or config.anneal_clip_ratio or config.anneal_entropy_coef
+    switches = ("anneal_lr", "anneal_clip_ratio", "anneal_entropy_coef")
+    annealed = any(getattr(config, name) for name in switches)
     return {
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in ("pi_lr", "vf_lr", *switches)},
         "total_steps": config.total_steps if annealed else None,  # it decides how fast they fall
         **config.coefficients,
     }

@@ -170,7 +170,7 @@ def evaluate(
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
         output: A JSON file. None: evaluation.json in the run's directory.
     """
-    ranks, path = world(), output or run / "evaluation.json"
+    ranks, path = world(), output or run / run_file.EVALUATION
     saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     loaded = load_actor_critic(saved, which)
@@ -252,12 +252,12 @@ def video(
     record_video(
         saved,
         env_fn,
-        output or run / "video.mp4",
+        output or run / run_file.VIDEO,
         episodes=episodes,
         which=which,
         deterministic=not sampled,
         seed=seed,
-        max_steps=max_steps or max_ep_len,
+        max_steps=max_ep_len if max_steps is None else max_steps,
     )
 
 
@@ -275,7 +275,7 @@ def export(
         which: The networks that earned the best return, or the last ones.
         formats: ONNX, and a program of `torch.export`.
     """
-    _tell_files(export_policy(_saved(run), output or run / "policy", which=which, formats=formats))
+    _tell_files(export_policy(_saved(run), output or run / run_file.POLICY, which=which, formats=formats))
 
 
 def _telling(episodes: int) -> Callable[[int], None]:

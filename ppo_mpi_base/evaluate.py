@@ -25,7 +25,7 @@ from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.mpi import Communicator, world
 from ppo_mpi_base.policies import ActorCritic, action_noise
-from ppo_mpi_base.saved_policy import load_actor_critic
+from ppo_mpi_base.saved_policy import SavedPolicy, load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
 from ppo_mpi_base.steppers import Episode
 from ppo_mpi_base.undisturbed import undisturbed
@@ -170,17 +170,14 @@ def evaluate(
         "deterministic": (deterministic, bool),
         "max_ep_len": (max_ep_len, Count | None),
     }
-    build = {"network_fn": network_fn, "policy_kwargs": policy_kwargs}
-    policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook, build))
+    load = partial(load_actor_critic, network_fn=network_fn, policy_kwargs=policy_kwargs)
+    policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook, load))
     episodes, seed = int(episodes), int(seed)
 
     environment = partial(_environment, policy, env_fn, env_kwargs or {}, state_processing_hook)
     numbers = range(ranks.rank, episodes, ranks.size)
     playing = _play(policy, environment, numbers, seed, deterministic, max_ep_len, state_processing_hook)
-    own = _play_together(policy, playing, episodes, ranks, progress)
-    of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
-    ordered = [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
-    returns, lengths = zip(*ordered, strict=True)
+    returns, lengths = zip(*_play_together(policy, playing, episodes, ranks, progress), strict=True)
     return Evaluation(returns, lengths, deterministic, seed)
 
 
@@ -215,8 +212,8 @@ def _play_together(
     episodes: int,
     ranks: Communicator,
     progress: Callable[[int], None] | None,
-) -> list[Episode]:
-    """Return this rank's episodes, once those of all ranks are over. Collective: call on all ranks."""
+) -> list[tuple[float, int]]:
+    """Return the return and length of each episode of all ranks, in order. Collective: call on all ranks."""
     own: list[Episode] = []
     over = np.zeros(1, np.int64)
     with undisturbed(policy), closing(playing):
@@ -226,7 +223,8 @@ def _play_together(
             ranks.sum_(over)
             if progress is not None:
                 progress(int(over[0]))
-    return own
+    of_ranks = ranks.gather_all([(episode.return_, episode.length) for episode in own])
+    return [of_ranks[k % ranks.size][k // ranks.size] for k in range(episodes)]
 
 
 def check_environments(
@@ -255,13 +253,13 @@ def _checked(
     policy: Any,
     arguments: dict[str, tuple[Any, Any]],
     state_processing_hook: Callable[[Any], Any] | None,
-    build: dict[str, Any],
+    load: Callable[[str | Path], SavedPolicy],
 ) -> ActorCritic:
     """Return the policy, from its files if it is a path, once all arguments are right."""
     for name, (value, annotation) in arguments.items():
         checked(name, value, annotation)
     if isinstance(policy, str | Path):
-        saved = load_actor_critic(policy, **build)
+        saved = load(policy)
         saved.check_hook(state_processing_hook)
         return saved.actor_critic
     if not isinstance(policy, ActorCritic):

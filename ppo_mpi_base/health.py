@@ -70,13 +70,14 @@ def check_rates_and_coefficients(worker: Worker) -> None:
             raise ConfigurationError(
                 f"worker.learning_rates[{name!r}]={rate!r}: there are 'policy' and 'value', numbers at least 0"
             )
+    known = worker.config.coefficients
     coefficients: dict[str, Any] = dict(worker.coefficients)
     for name, coefficient in coefficients.items():
         if not isinstance(coefficient, Tensor) or coefficient.shape != ():
             raise ConfigurationError(
                 f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it by its fill_()"
             )
-        number, known = float(coefficient), worker.config.coefficients
+        number = float(coefficient)
         if name not in known or not math.isfinite(number) or (name in COEFFICIENTS and number < 0):
             raise ConfigurationError(
                 f"worker.coefficients[{name!r}]={number:g}: there are {', '.join(known)}, finite numbers, and PPO's "

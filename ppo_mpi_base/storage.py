@@ -81,8 +81,8 @@ class Storage:
         """Return what is not finite, in which step and of which environment: (source, t, i), or None."""
         for source, values in (("observation", self.observations), ("reward", self.rewards)):
             with np.errstate(over="ignore"):  # of finite numbers too, in float16
-                total = values.sum()
-            if values.dtype.kind == "f" and not np.isfinite(total):
+                suspect = values.dtype.kind == "f" and not np.isfinite(values.sum())
+            if suspect:
                 bad = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
                 if bad.any():
                     t, i = np.argwhere(bad)[0]

@@ -36,6 +36,7 @@ from ppo_mpi_base.steppers import first_seed
 from ppo_mpi_base.worker import Worker
 from tests.evaluating import ACTIONS, Drawing, policy_of, rest, rows, small, state, train
 from tests.scripted import FaultyEnv, ScriptedEnv
+from tests.test_saved_policy import Own
 
 
 class Constant(nn.Module):
@@ -499,17 +500,8 @@ def test_a_new_process_gives_the_returns_of_the_one_that_trained(tmp_path: Path)
                 assert rows(directory)[-1]["evaluation_return"] == played.mean
 
 
-class Own(nn.Module):
-    def __init__(self, obs_dim: int, act_dim: int, width: int) -> None:
-        super().__init__()
-        self.layers = mlp(obs_dim, act_dim, hidden=(width,))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
-
-
 def test_a_network_of_ones_own_class_is_evaluated_from_its_files(tmp_path: Path) -> None:
-    own: dict[str, Any] = {"network_fn": Own, "policy_kwargs": {"width": 5}}
+    own: dict[str, Any] = {"network_fn": Own, "policy_kwargs": {"width": 7}}
     worker = train(tmp_path, env_fn=partial(ScriptedEnv, horizon=5), **own)
     saved, env_fn = tmp_path / "saved", partial(ScriptedEnv, horizon=5)
     played = evaluate(saved, env_fn, episodes=2, **own)

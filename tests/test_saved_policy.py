@@ -178,7 +178,7 @@ def default_dtype() -> Iterator[None]:
 
 def test_a_class_of_ones_own_needs_its_builder(tmp_path: Path) -> None:
     actor_critic = save(tmp_path, Own, width=7)
-    refused(tmp_path, "own class.*network_fn")
+    refused(tmp_path, "own class: give network_fn, .* and its policy_kwargs, to load_policy, evaluate")
     refused(tmp_path, "does not fit", network_fn=Own)
     policy = load_policy(tmp_path, network_fn=Own, policy_kwargs={"width": 7})
     observation = np.ones(4, np.float32)
