@@ -26,6 +26,7 @@ class Game:
     target: float
     rate: float = 2.5e-4
     minibatch: int = 256  # of all ranks
+    entropy_coef: float = 0.01
     anneal_entropy_coef: bool = False
 
     def flags(self, ranks: int) -> list[str]:
@@ -35,6 +36,7 @@ class Game:
             "pi_lr": self.rate,
             "vf_lr": self.rate,
             "train_batch_size": self.minibatch // ranks,
+            "entropy_coef": self.entropy_coef,
         }
         words = [word for name, x in settings.items() for word in (f"--{name.replace('_', '-')}", str(x))]
         return [*words, "--anneal-entropy-coef"] if self.anneal_entropy_coef else words
@@ -43,7 +45,7 @@ class Game:
 # Pong's score is near the highest possible, the others are the paper's. To come there within 3M steps takes more
 # updates, and towards the end fewer actions that are there for exploration alone.
 GAMES = {
-    "Pong": Game(2_500_000, 3, 20.0, rate=3e-4, minibatch=128, anneal_entropy_coef=True),
+    "Pong": Game(2_500_000, 3, 20.0, rate=3e-4, minibatch=128, entropy_coef=0.02, anneal_entropy_coef=True),
     "Breakout": Game(10_000_000, 1, 274.8),
     "Seaquest": Game(10_000_000, 1, 1204.5),
     "SpaceInvaders": Game(10_000_000, 1, 942.5),
