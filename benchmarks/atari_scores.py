@@ -82,11 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GAMES, default=list(GAMES), metavar="GAME")
     parser.add_argument("--seeds", type=int, nargs="+", help="of those that a game has; default: all")
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=2, choices=[1, 2, 4, 8], help="that share 8 games")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     for game in arguments.only:
-        for seed in range(GAMES[game].seeds) if arguments.seeds is None else arguments.seeds:
+        seeds = range(GAMES[game].seeds) if arguments.seeds is None else arguments.seeds
+        if unknown := set(seeds).difference(range(GAMES[game].seeds)):
+            parser.error(f"--seeds {min(unknown)}: {game} has seeds 0 to {GAMES[game].seeds - 1}")
+        for seed in seeds:
             if not place(game, seed).exists():
                 train(game, seed, arguments.ranks, arguments.precision)
     tabulate()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
@@ -33,12 +34,14 @@ class Fit:
 
     Attributes:
         exact: the dtype of a space of whole numbers, into which others may not be written unseen; None of floats.
+        choices: the observations that a Discrete space has; None of others.
     """
 
     def __init__(self, space: gym.Space, hook: Callable[[Any], Any] | None, first_global_index: int) -> None:
         self.space, self.shape, self.hook, self.first = space, space.shape, hook, first_global_index
         dtype = np.dtype(space.dtype)
         self.exact = None if dtype.kind == "f" else dtype
+        self.choices = range(int(space.start), int(space.start + space.n)) if isinstance(space, Discrete) else None
 
     def __call__(self, i: int, observation: Any) -> Any:
         """Return what stands for an observation of environment i, of the right shape and of numbers that are kept."""
@@ -48,6 +51,8 @@ class Fit:
             raise self.error(i, f"observation of shape {np.shape(observation)}")
         if self.exact is not None and getattr(observation, "dtype", None) != self.exact:
             self._check_whole(i, np.asarray(observation))
+        if self.choices is not None and int(observation) not in self.choices:
+            raise self.error(i, f"observation of {observation}")
         return observation
 
     def _check_whole(self, i: int, observation: np.ndarray) -> None:
@@ -192,7 +197,7 @@ class Vector:
             final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
         exact = self.fit.exact
         fits = np.shape(self.observations) == out.shape and (exact is None or self.observations.dtype == exact)
-        if self.fit.hook is None and fits:
+        if self.fit.hook is None and self.fit.choices is None and fits:
             out[...] = self.observations
         else:
             for i in range(len(out)):

@@ -384,6 +384,7 @@ class Worker:
             },
             "explained_variance": explained_variance(rollout.values, rollout.returns, self.ranks),
             **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
+            **{f"coefficient_{name}": x.item() for name, x in self.coefficients.items()},
             **self.reports.times_row(self.total_steps),
         }
         if self.config.external_update_callback is not None:

@@ -748,6 +748,32 @@ def test_numbers_that_a_space_of_bytes_would_change_are_refused(given: np.ndarra
         environments.step(np.zeros(1, np.int64), out)
 
 
+class Chosen(ScriptedEnv):
+    """It gives choices 3, 4, 5, ...: of the three that its space has, and of no others."""
+
+    def __init__(self) -> None:
+        super().__init__(horizon=100)
+        self.observation_space = gym.spaces.Discrete(3, start=3)
+
+    def reset(self, **keywords: Any) -> tuple[Any, dict]:
+        return np.int64(3), super().reset(**keywords)[1]
+
+    def step(self, action: Any) -> Any:
+        return np.int64(3 + self.steps + 1), *super().step(action)[1:]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_choice_that_its_space_does_not_have_is_refused(name: str) -> None:
+    environments, out = rank(WAYS[name]([Chosen])), np.zeros(1, np.int64)
+    environments.reset(out)
+    for action, seen in zip(box_actions(2, 1), (4, 5), strict=True):
+        environments.step(action, out)
+        assert out == seen
+    with pytest.raises(TrainingError, match=r"environment 0: env_fn gave an observation of 6 for Discrete"):
+        environments.step(box_actions(1, 1)[0], out)
+    environments.close()
+
+
 @pytest.mark.parametrize("name", [name for name in WAYS if "same step" not in name])
 def test_what_a_limit_around_the_recorder_ends_counts_too(name: str) -> None:
     """Else only episodes that the task itself ends would count once one of them was reported."""

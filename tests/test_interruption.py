@@ -144,7 +144,7 @@ def test_a_second_signal_and_the_deadline_end_it_now_at_the_last_checkpoint(tmp_
         f"({REQUEUE}, True)",
     ], finished
     assert "second SIGTERM: ending now" in finished.stderr
-    assert finished.stderr.count("ending at the last checkpoint") == 2
+    assert finished.stderr.count("ending now, at the last checkpoint if any") == 2
 
 
 LATE = """

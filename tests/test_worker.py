@@ -263,6 +263,10 @@ def test_coefficients_fall_linearly_where_they_are_to(tmp_path: Path, name: str)
     train(tmp_path, total_steps=80, **given, **{f"anneal_{name}": True}, hooks=[note])
     left = [0.8, 0.6, 0.4, 0.2, 0]
     assert note.seen == [{**given, name: pytest.approx(given[name] * x)} for x in left]
+    # A row of the logs has those that its iteration was trained with.
+    for key, value in given.items():
+        logged = [value * x for x in (1, 0.8, 0.6, 0.4, 0.2)] if key == name else [value] * 5
+        assert column(tmp_path, f"coefficient_{key}") == pytest.approx(logged)
 
 
 def test_learning_rates_never_fall_below_0(tmp_path: Path) -> None:
