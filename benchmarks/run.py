@@ -314,6 +314,8 @@ def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(9)
         drawn.scale(1, 1.6)
+        for (_, column), cell in drawn.get_celld().items():
+            cell.PAD = 0.1 if column else 0.02  # a share of the column's width, and the first is wide
     figure.savefig(path, dpi=150)
 
 
