@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling, is_exporting
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def mlp(
@@ -207,6 +208,11 @@ def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     for layer in layers:
         gain = last_gain if layer is layers[-1] else 2.0**0.5
-        nn.init.orthogonal_(layer.weight, gain, generator=generator)
+        weight = nn.init.orthogonal_(torch.empty_like(layer.weight), gain, generator=generator)
+        with torch.no_grad():
+            if is_parametrized(layer, "weight"):
+                layer.weight = weight  # what it is computed from is set so that it becomes this
+            else:
+                layer.weight.copy_(weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

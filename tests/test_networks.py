@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from ppo_mpi_base.networks import (
     FlattenPixels,
@@ -203,6 +204,17 @@ def test_the_nature_cnn_sees_bytes_from_0_to_1() -> None:
     network, images = nature_cnn(1, 2), torch.full((1, 1, 84, 84), 255.0)
     torch.testing.assert_close(network(images), network[1:](torch.ones(1, 1, 84, 84)))
     assert torch.equal(Scaled(0.5)(torch.tensor([4.0])), torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize("parametrized", [weight_norm, spectral_norm])
+def test_layers_whose_weight_is_computed_start_orthogonal_too(parametrized: Callable[[nn.Module], nn.Module]) -> None:
+    network = nn.Sequential(parametrized(nn.Linear(9, 4)), nn.Tanh(), parametrized(nn.Linear(4, 2))).eval()
+    orthogonal_(network, 0.5)
+    # A spectral norm divides by the largest singular value, of which it has an estimate.
+    for layer, gain in ((network[0], 2.0**0.5), (network[2], 0.5)):
+        products = layer.weight @ layer.weight.T
+        assert torch.allclose(products / products[0, 0], torch.eye(len(products)), atol=1e-5)
+        assert parametrized is spectral_norm or products[0, 0].item() == pytest.approx(gain**2)
 
 
 @pytest.mark.parametrize("last_gain", [0.01, 1.0])
