@@ -18,7 +18,7 @@ from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import SharedTrunk, orthogonal_
 from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
-from ppo_mpi_base.seeding import NETWORKS, seed_sequence
+from ppo_mpi_base.seeding import NETWORKS, seed_sequence, torch_kept
 
 T = TypeVar("T")
 
@@ -67,6 +67,28 @@ def _differing(mine: dict[str, Any], ranks: Communicator, missing: Any = None) -
     first = ranks.gather_all(mine)[0]
     each = ((name, mine.get(name, missing), first.get(name, missing)) for name in dict.fromkeys([*mine, *first]))
     return next((found for found in each if found[1] != found[2]), None)
+
+
+def choose_device(config: Config) -> torch.device:
+    """Return the device of this rank's networks, with its number if it has one, and make it torch's current one."""
+    device = torch.empty(0, device="cpu" if config.device is None else config.device).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # autocast asks for this one
+    return device
+
+
+def check_equal_devices(device: torch.device, ranks: Communicator) -> None:
+    """Raise if this rank's device is of another kind than rank 0's. Collective: call on all ranks.
+
+    Raises:
+        ConfigurationError: it is; each rank makes its own steps of Adam, whose last bits would differ.
+    """
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if (found := _differing({"device": kind}, ranks)) is not None:
+        _, mine, first = found
+        raise ConfigurationError(
+            f"device: rank {ranks.rank} computes on {mine}, but rank 0 on {first}: all ranks need the same kind"
+        )
 
 
 def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -156,10 +178,11 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         initial_log_std=config.initial_log_std,
         normalize_observations=config.normalize_observations,
         precision=config.precision,
-    )
+    ).cpu()  # where all ranks draw the same weights, wherever the user's functions have put theirs
     start = space.start if isinstance(space, Discrete) else 0
     batch = 3 if act_dim == 2 else 2  # as many as numbers of the output, rows would look like columns
-    check_networks(actor_critic, torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype)))
+    observations = torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype))
+    check_networks(actor_critic, observations)
     if not any(parameter.requires_grad for parameter in actor_critic.parameters()):
         raise ConfigurationError("network_fn: no parameter of the networks is trainable (requires_grad)")
     if config.orthogonal_init:
@@ -172,7 +195,11 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         orthogonal_(network, 0.01, random)
         if value_network is not None:
             orthogonal_(value_network, 1.0, random)
-    return actor_critic.to(device)
+    actor_critic.to(device)
+    if device.type != "cpu":
+        with torch_kept(device):
+            check_networks(actor_critic, observations.to(device))  # of a tensor that no buffer is, `to` knows nothing
+    return actor_critic
 
 
 def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: int, **keywords: Any) -> torch.nn.Module:

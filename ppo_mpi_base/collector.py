@@ -48,7 +48,7 @@ class Collector:
     ) -> None:
         self.config, self.environments, self.actor_critic, self.act = config, environments, actor_critic, act
         self.storage, self.reports, self.first_global_index = storage, reports, first_global_index
-        self.device = torch.device("cpu" if config.device is None else config.device)
+        self.device = actor_critic.device
 
     def collect(self, iteration: int) -> None:
         """Fill the storage: the inner loop of all training. Collective: call on all ranks."""

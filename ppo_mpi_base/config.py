@@ -267,7 +267,7 @@ def _check_device(device: str | torch.device | None) -> None:
             f"leave it out, and give device={str(default)!r}"
         )
     try:
-        torch.empty(0, device="cpu" if device is None else device)
+        (torch.zeros(1, device="cpu" if device is None else device) + 1).item()  # a GPU too old for torch fails here
     except (AssertionError, RuntimeError) as error:
         raise ConfigurationError(
             f'device={str(device)!r} cannot be used ({str(error).splitlines()[0]}): choose "cpu", or leave it out'

@@ -98,6 +98,8 @@ def checked_names(
         if not isinstance(value, Tensor) or value.shape != ():
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ConfigurationError(f"loss_fn: {name!r} must be a scalar tensor, but has {found}")
+        if value.device != (device := batch.advantages.device):
+            raise ConfigurationError(f"loss_fn: {name!r} must be on {device}, as the minibatch is, not {value.device}")
     untrained = [name for name, loss in losses.items() if not loss.requires_grad]
     if untrained or not losses:
         raise ConfigurationError(

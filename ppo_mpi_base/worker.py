@@ -89,9 +89,10 @@ class Worker:
         held: ExitStack,
     ) -> None:
         self.config, self.ranks, self.interruption = config, ranks, interruption
-        self.device = torch.device("cpu" if config.device is None else config.device)
+        self.device = builders.choose_device(config)
         self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
+        together(ranks, lambda: builders.check_equal_devices(self.device, ranks))
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
@@ -283,9 +284,11 @@ class Worker:
         flat.to_host()  # waits for a device of its own to finish the gradient
         there = time.perf_counter()
         self.ranks.sum_(flat.host)
-        self.reports.messages.append(time.perf_counter() - there)
-        flat.from_host()
-        self.reports.seconds["learning"] += there - started
+        summed = time.perf_counter()
+        self.reports.messages.append(summed - there)
+        if self.ranks.size > 1:
+            flat.from_host()
+        self.reports.seconds["learning"] += there - started + time.perf_counter() - summed
         return dict(zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False))
 
     def step(self, statistics: dict[str, float]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, mlp
 from ppo_mpi_base.ppo import PPO
@@ -134,3 +135,30 @@ print(f"{len(set(others))} {result.total_steps}\\n", end="", flush=True)
 def test_ranks_share_a_device(tmp_path: Path, device: str) -> None:
     done = launch(RANKS, 2, str(tmp_path), device, timeout=110)
     assert done.stdout.splitlines() == ["1 256"] * 2, done.stderr
+
+
+KINDS = """
+import torch
+
+from ppo_mpi_base.builders import check_equal_devices, checked_together
+from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.mpi import world
+
+ranks = world()
+device = torch.device("cpu" if ranks.rank == 0 else "meta")
+try:
+    checked_together(ranks, lambda: check_equal_devices(device, ranks))
+except ConfigurationError as error:
+    print(f"{error}\\n", end="", flush=True)
+"""
+
+
+def test_ranks_on_devices_of_different_kinds_are_refused() -> None:
+    done = launch(KINDS, 2)
+    told = "device: rank 1 computes on meta, but rank 0 on cpu: all ranks need the same kind"
+    assert done.stdout.splitlines() == [told] * 2, done.stderr
+
+
+def test_a_device_that_computes_nothing_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"device='meta' cannot be used .* choose \"cpu\""):
+        train(Path("unused"), device="meta")

@@ -343,6 +343,10 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
         (lambda a, b, c: a.value(b.observations).mean(), r"two dicts of scalar tensors, .*, not Tensor"),
         (lambda a, b, c: ({"l2": c["l2"]}, {}), r"loss_fn reads 'l2', .* coefficients are clip_ratio, .* loss_coeff"),
         (lambda a, b, c: ({"value": a.value(b.observations)}, {}), r"'value_loss' must be a scalar .* shape \(16,\)"),
+        (
+            lambda a, b, c: ({"value": a.value(b.observations).sum()}, {"mine": torch.zeros((), device="meta")}),
+            "'mine' must be on cpu, as the minibatch is, not meta",
+        ),
         (lambda a, b, c: ({"value": 1.0}, {}), r"'value_loss' must be a scalar tensor, but has type float"),
         (
             lambda a, b, c: ({"value": a.value(b.observations).mean().detach()}, {}),
@@ -351,7 +355,16 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
         (lambda a, b, c: ({}, {}), r"the loss \(there is none\) depends"),
         (lambda a, b, c: ({"value": a.value(b.observations).mean()}, {}), r"target_kl=0.1 needs .* 'kl'"),
     ],
-    ids=["one scalar", "unknown coefficient", "not a scalar", "not a tensor", "detached", "no loss", "no kl"],
+    ids=[
+        "one scalar",
+        "unknown coefficient",
+        "not a scalar",
+        "on another device",
+        "not a tensor",
+        "detached",
+        "no loss",
+        "no kl",
+    ],
 )
 def test_a_loss_function_that_cannot_be_used_is_told_before_anything_is_learned(loss_fn: Any, told: str) -> None:
     objective, _ = parts(mlp, BOX, Discrete(2), loss_fn)
