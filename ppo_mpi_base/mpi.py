@@ -229,9 +229,12 @@ def _load_mpi() -> ModuleType | None:
         MPI.Init_thread(MPI.THREAD_SERIALIZED)
     if foreign or (size > 1 and MPI.COMM_WORLD.size == 1):
         mpiexec = Path(sys.executable).with_name("mpiexec")
+        starter = str(mpiexec) if mpiexec.exists() else "the mpiexec of that library"
+        if variable.startswith("SLURM"):
+            starter = f"srun --mpi=... (srun --mpi=list; MPICH knows pmi2), {starter}"
         raise ConfigurationError(
             f"{several} each is alone in its own library, {library} {'.'.join(map(str, version))}: start them by "
-            f"{mpiexec if mpiexec.exists() else 'the mpiexec of that library'}, or unset {variable} for separate runs"
+            f"{starter}, or unset {variable} for separate runs"
         )
     if MPI.COMM_WORLD.size == 1:
         return None
