@@ -80,7 +80,7 @@ class Storage:
     def first_bad(self) -> tuple[str, int, int] | None:
         """Return what is not finite, in which step and of which environment: (source, t, i), or None."""
         for source, values in (("observation", self.observations), ("reward", self.rewards)):
-            with np.errstate(over="ignore"):  # of finite numbers too, in float16
+            with np.errstate(over="ignore", invalid="ignore"):  # of finite numbers too, in float16; of both infinities
                 suspect = values.dtype.kind == "f" and not np.isfinite(values.sum())
             if suspect:
                 bad = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)
