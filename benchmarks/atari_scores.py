@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Train games by `ppo-mpi train`, and set them beside the PPO paper's scores.
 
-`python -m benchmarks.atari_scores` trains one at a time, on two ranks; with `--ranks 1 --seeds 1` and so on, under
-`taskset -c 0` and so on, seeds train beside each other, each on a core. Ctrl-C stops it within an iteration, and the
-same command goes on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
+`python -m benchmarks.atari_scores` trains one at a time, on two ranks; with `--only Pong --ranks 1 --seeds 1` and so
+on, under `taskset -c 0` and so on, seeds train beside each other, each on a core. Ctrl-C stops it within an iteration,
+and the same command goes on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
 """
 
 import argparse
@@ -86,11 +86,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, choices=[1, 2, 4, 8], help="that share 8 games")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
-    for game in arguments.only:
-        seeds = range(GAMES[game].seeds) if arguments.seeds is None else arguments.seeds
-        if unknown := set(seeds).difference(range(GAMES[game].seeds)):
+    seeds = {game: arguments.seeds or range(GAMES[game].seeds) for game in arguments.only}
+    for game, chosen in seeds.items():  # before the first game trains for hours
+        if unknown := set(chosen).difference(range(GAMES[game].seeds)):
             parser.error(f"--seeds {min(unknown)}: {game} has seeds 0 to {GAMES[game].seeds - 1}")
-        for seed in seeds:
+    for game, chosen in seeds.items():
+        for seed in chosen:
             if not place(game, seed).exists():
                 train(game, seed, arguments.ranks, arguments.precision)
     tabulate()

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import SharedTrunk, orthogonal_
-from ppo_mpi_base.policies import ActorCritic, action_dim, check_networks, observation_dim
-from ppo_mpi_base.seeding import NETWORKS, seed_sequence, torch_kept
+from ppo_mpi_base.policies import ActorCritic, action_dim, any_observations, check_networks, observation_dim
+from ppo_mpi_base.seeding import NETWORKS, seed_sequence
+from ppo_mpi_base.undisturbed import undisturbed
 
 T = TypeVar("T")
 
@@ -179,9 +179,8 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         normalize_observations=config.normalize_observations,
         precision=config.precision,
     ).cpu()  # where all ranks draw the same weights, wherever the user's functions have put theirs
-    start = space.start if isinstance(space, Discrete) else 0
-    batch = 3 if act_dim == 2 else 2  # as many as numbers of the output, rows would look like columns
-    observations = torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype))
+    # As many as numbers of the output, rows would look like columns.
+    observations = any_observations(space, 3 if act_dim == 2 else 2)
     check_networks(actor_critic, observations)
     if not any(parameter.requires_grad for parameter in actor_critic.parameters()):
         raise ConfigurationError("network_fn: no parameter of the networks is trainable (requires_grad)")
@@ -197,7 +196,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
             orthogonal_(value_network, 1.0, random)
     actor_critic.to(device)
     if device.type != "cpu":
-        with torch_kept(device):
+        with undisturbed(actor_critic, evaluating=False):
             check_networks(actor_critic, observations.to(device))  # of a tensor that no buffer is, `to` knows nothing
     return actor_critic
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,7 +17,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
-from ppo_mpi_base.policies import ActorCritic, action_noise
+from ppo_mpi_base.policies import ActorCritic, action_noise, any_observations
 from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.seeding import torch_kept
 from ppo_mpi_base.undisturbed import undisturbed
@@ -233,9 +232,7 @@ def _cast_weights(actor_critic: ActorCritic, device: torch.device) -> dict[str, 
 def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) -> bool:
     """Return whether the policy acts by weights in bfloat16; neither buffers nor random numbers are touched."""
     actor_critic = module.actor_critic
-    space = actor_critic.observation_space
-    start = space.start if isinstance(space, Discrete) else 0
-    observations = torch.as_tensor(np.full((2, *(space.shape or ())), start, space.dtype), device=device)
+    observations = any_observations(actor_critic.observation_space, 2).to(device)
     noise = action_noise(actor_critic.action_space, np.random.default_rng(0), 2)
     copies = {name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()}
     copies |= {name: buffer.clone() for name, buffer in module.named_buffers()}

@@ -96,6 +96,12 @@ def action_dim(space: gymnasium.Space) -> int:
     return int(space.n) if isinstance(space, Discrete) else math.prod(space.shape or ())
 
 
+def any_observations(space: gymnasium.Space, batch: int) -> Tensor:
+    """Return observations to try networks on, (batch, *shape) in the space's dtype: zeros, or a Discrete's first."""
+    start = space.start if isinstance(space, Discrete) else 0
+    return torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype))
+
+
 def action_noise(space: gymnasium.Space, generator: np.random.Generator, length: int) -> np.ndarray:
     """Draw the noise of `length` samples: (length, n) Gumbel for Discrete, (length, *shape) normal for a Box."""
     if isinstance(space, Discrete):
