@@ -46,7 +46,7 @@ class Game:
 # takes more updates, and towards the end fewer actions that are there for exploration alone. Breakout gets
 # more updates too.
 GAMES = {
-    "Pong": Game(2_500_000, 3, 20.0, rate=3e-4, minibatch=128, entropy_coef=0.02, anneal_entropy_coef=True),
+    "Pong": Game(3_000_000, 3, 20.0, rate=3e-4, minibatch=128, entropy_coef=0.02, anneal_entropy_coef=True),
     "Breakout": Game(10_000_000, 1, 274.8, rate=3e-4, minibatch=128),
     "Seaquest": Game(10_000_000, 1, 1204.5),
     "SpaceInvaders": Game(10_000_000, 1, 942.5),
