@@ -63,7 +63,7 @@ type: $(STAMP)
 	$(BIN)/python -m mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 results: $(STAMP)
 	$(BIN)/python -m benchmarks.results

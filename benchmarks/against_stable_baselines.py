@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.peers import ROOT, install, python_of
 from benchmarks.results import runs_in, train_and_keep, write
-from benchmarks.run import ROOT, install
 from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.plot import plot_runs
 
@@ -41,15 +41,16 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
         return
     kept.parent.mkdir(parents=True, exist_ok=True)
     unfinished = kept.with_suffix(".unfinished")
-    python, program = ROOT / ".venv-bench" / PEER / "bin" / "python", "benchmarks.contestants.stable_baselines_learning"
-    subprocess.run([python, "-m", program, task, str(seed), str(steps), unfinished], cwd=ROOT, check=True)
+    program = "benchmarks.contestants.stable_baselines_learning"
+    subprocess.run([python_of(PEER), "-m", program, task, str(seed), str(steps), unfinished], cwd=ROOT, check=True)
     unfinished.rename(kept)
 
 
 def keep_versions() -> None:
     """Write what the peer's environment holds beside its runs."""
-    python = ROOT / ".venv-bench" / PEER / "bin" / "python"
-    installed = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    installed = subprocess.run(
+        [python_of(PEER), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
+    ).stdout
     (RESULTS / PEER).mkdir(parents=True, exist_ok=True)
     (RESULTS / PEER / "versions.txt").write_text(installed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Measure training speed side by side with other libraries: `make bench`, or `python benchmarks/run.py --rounds 5`.
+"""Measure training speed side by side with other libraries: `make bench`, or `python -m benchmarks.run --rounds 5`.
 
 Each contestant is a program in `contestants/`, which warms up, measures, and ends with one line of JSON. All take
 turns, so that a machine that drifts treats them alike; medians count. Peers are installed into `.venv-bench/`.
@@ -24,27 +24,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.peers import PEERS, ROOT, install, python_of
+
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ROOT / "runs" / "bench"
-PEERS = {
-    "stable_baselines3": [
-        "stable-baselines3==2.9.2",
-        "gymnasium[mujoco]==1.4.0",
-        "mujoco==4.0.0",
-        "ale-py==0.12.1",
-        "opencv-python-headless==5.0.0.93",
-    ],
-    "sbx": ["sbx-rl==0.28.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0"],
-    "sample_factory": [
-        "sample-factory==2.1.1",
-        "gymnasium==0.29.1",
-        "mujoco==3.1.6",
-        "imageio==2.38.1",
-        "numpy==1.26.4",
-    ],
-}
-TORCH = "torch==2.13.0"
 LONGEST = 300  # seconds a contestant may take
 
 
@@ -59,7 +42,7 @@ class Contestant:
 
     def command(self, seconds: float) -> list[str]:
         """Return the command line."""
-        python = ROOT / ".venv-bench" / self.peer / "bin" / "python" if self.peer else Path(sys.executable)
+        python = python_of(self.peer) if self.peer else Path(sys.executable)
         launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(self.ranks)] if self.ranks > 1 else []
         program, *arguments = self.arguments.split()
         return [*launch, str(python), "-m", f"benchmarks.contestants.{program}", *arguments, "--seconds", str(seconds)]
@@ -123,25 +106,6 @@ MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank
 Figures = dict[str, float]
 Rounds = Mapping[str, list[Figures | None]]
 """What each contestant was measured at, round by round; None where it failed."""
-
-
-def install(peer: str) -> bool:
-    """Install a peer into its own environment, once; say in one line why it could not be."""
-    directory = ROOT / ".venv-bench" / peer
-    stamp, wanted = directory / ".installed", " ".join([TORCH, *PEERS[peer]])
-    if stamp.exists() and stamp.read_text() == wanted:
-        return True
-    print(f"installing {peer} into {directory.relative_to(ROOT)}", flush=True)
-    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # torch by itself first: the one of our own environment, where PIP_EXTRA_INDEX_URL chooses between its builds.
-    for command in ([sys.executable, "-m", "venv", str(directory)], [*pip, TORCH], [*pip, TORCH, *PEERS[peer]]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()
-            print(f"{peer} is left out, its installation failed: {lines[-1]}", flush=True)
-            return False
-    stamp.write_text(wanted)
-    return True
 
 
 def measure(contestant: Contestant, seconds: float) -> Figures | None:
