@@ -19,9 +19,6 @@ CHANGES = {
     "lambda_0.92": "--lam 0.92",
     "gamma_0.995_lambda_0.9": "--gamma 0.995 --lam 0.9",
     "rates_2e-3": "--pi-lr 2e-3 --vf-lr 2e-3",
-    "updates_of_128": "--train-batch-size 128",
-    "epochs_8": "--train-pi-epochs 8 --train-v-epochs 8",
-    "log_std_-1": "--initial-log-std -1",
 }
 BASE = STUDIES["1M"]
 TASKS = tuple(BASE.published)

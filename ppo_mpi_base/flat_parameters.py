@@ -127,7 +127,7 @@ ROUND_EVERY = 64
 """Steps between two roundings of moments that are nearly 0; the first moment falls to a thousandth meanwhile."""
 NEGLIGIBLE = 1e-30
 """Moments of at most this size become 0. Where a unit has died, they would otherwise fall below 1.2e-38, and with such
-numbers processors take a hundred times as long: so did Adam's steps of Pong, ten times, from the 800th on."""
+numbers processors take a hundred times as long: so did Adam's steps of Pong, eight times, from the 800th on."""
 
 
 class Adam:
