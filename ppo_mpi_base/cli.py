@@ -27,7 +27,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.files import hold, write_output
+from ppo_mpi_base.files import check_name, hold, write_output
 from ppo_mpi_base.mpi import fail_together, world
 from ppo_mpi_base.plot import compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
@@ -171,6 +171,7 @@ def evaluate(
         output: A JSON file. None: evaluation.json in the run's directory.
     """
     ranks, path = world(), output or run / run_file.EVALUATION
+    check_name("output", path)
     saved = _saved(run)
     env_fn, max_ep_len = _environment(run, env_id)
     loaded = load_actor_critic(saved, which)

@@ -90,12 +90,14 @@ class Comparison:
         table.add_section()
         table.add_row("IQM, normalized", str(self.iqm_a), str(self.iqm_b), "", str(self.probability))
         text = io.StringIO()
-        console = Console(file=text, width=120)
+        console = Console(file=text, width=WIDTH)
         console.print(table)
         text.write("[...]: 95% bootstrap intervals over seeds, too narrow where there are few. " + NORMALIZED + "\n")
         return text.getvalue()
 
 
+WIDTH = 200
+"""Characters of a line that numbers of ten digits fit; the table takes no more than it needs."""
 NORMALIZED = "Normalized: 0 is the lowest start of a run on the task, 1 its highest score, unless references are given."
 
 

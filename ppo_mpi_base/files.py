@@ -38,9 +38,20 @@ def write_together(contents: dict[Path, bytes]) -> None:
 
 
 def without_ending(path: Path | str, endings: Container[str]) -> Path:
-    """Return a path less its ending, if that is one of those that will be added to it."""
+    """Return a path less its ending, if that is one of those that will be added to it.
+
+    Raises:
+        ConfigurationError: it does not end in a name; the message calls it `output`.
+    """
     path = Path(path)
+    check_name("output", path)
     return path.with_suffix("") if path.suffix in endings else path
+
+
+def check_name(argument: str, path: Path) -> None:
+    """Raise `ConfigurationError` where a path does not end in a name that a file can have."""
+    if path.name in ("", ".."):
+        raise ConfigurationError(f"{argument}={str(path)!r} must end in the name of a file")
 
 
 def write_output(argument: str, path: Path, content: bytes) -> None:
@@ -49,6 +60,7 @@ def write_output(argument: str, path: Path, content: bytes) -> None:
     Raises:
         ConfigurationError: it cannot be written; the message names the argument that gave the path.
     """
+    check_name(argument, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)

@@ -56,13 +56,14 @@ class KeepRunFile(Hooks):
         if self._kept or not worker.ranks.is_root:
             return
         self._kept = True
+        goes_on = worker.iteration > 0  # "resume" may have found no checkpoint
         before: list[dict[str, Any]] = []
         if self.path.exists():
-            if self.settings["resume"] and same(self.path, self.settings):
+            if goes_on and same(self.path, self.settings):
                 before = _beginnings(self.path)
             else:
                 set_aside(self.path)
-        made = () if self.settings["resume"] else OUTPUTS
+        made = () if goes_on else OUTPUTS
         for path in map(self.path.with_name, made):
             if path.exists():
                 set_aside(path)

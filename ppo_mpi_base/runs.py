@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 Group = str | Path | Sequence[str | Path]
 """Paths of a run's directory, of its progress.csv, or of a directory with runs beneath it."""
 
-ENVIRONMENT_ID = re.compile(r".+-v\d+$")
+ENVIRONMENT_ID = re.compile(r"[A-Z].*-v\d+$")
+"""As ids are written by custom, with a capital: idea-v2 may be the name of anything."""
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,13 @@ def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Ca
 
     @torch.no_grad()
     def policy(observation: np.ndarray) -> np.ndarray:
-        distribution = actor_critic.policy(torch.as_tensor(np.asarray(observation)[None]))
+        distribution = actor_critic.policy(torch.as_tensor(np.array(observation)[None]))  # a copy: any strides
         if deterministic:
             action = distribution.mode()
         else:
             noise = action_noise(actor_critic.action_space, generator, 1)
             action = distribution.sample(torch.as_tensor(noise, dtype=torch.get_default_dtype()))
-        return actor_critic.to_environment(action)[0].numpy()
+        return actor_critic.to_environment(action).numpy()[0]  # of a Discrete space a number, as in training
 
     return policy
 
@@ -204,7 +204,8 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
 def describe_space(space: gymnasium.Space) -> dict[str, Any]:
     """Return what JSON can hold of a Box or Discrete space."""
     if isinstance(space, Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        own = {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), **own}
     if not isinstance(space, Box):
         raise ConfigurationError(f"the space {space} cannot be saved, only Box and Discrete can")
     bounds = {"low": space.low, "high": space.high}
@@ -214,7 +215,7 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
         "shape": list(space.shape),
         "dtype": str(space.dtype),
         **{
-            name: repr(x.flat[0].item()) if (x == x.flat[0]).all() else [repr(v) for v in x.ravel().tolist()]
+            name: repr(x.flat[0].item()) if x.size and (x == x.flat[0]).all() else [repr(v) for v in x.ravel().tolist()]
             for name, x in bounds.items()
         },
     }
@@ -223,7 +224,8 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
 def make_space(description: dict[str, Any]) -> gymnasium.Space:
     """Return the space of a description by `describe_space`."""
     if description["kind"] == "Discrete":
-        return Discrete(description["n"], start=description["start"])
+        own = {"dtype": np.dtype(description["dtype"]).type} if "dtype" in description else {}
+        return Discrete(description["n"], start=description["start"], **own)
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
     low, high = (_numbers(description[name], dtype) for name in ("low", "high"))  # one number for all, or each
     return Box(

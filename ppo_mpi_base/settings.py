@@ -69,6 +69,8 @@ def check_own(chosen: dict[str, Any]) -> None:
         raise ConfigurationError(f"hidden={hidden!r} must be whole numbers of at least 1, such as [64, 64]")
     if not isinstance(directory, str | None):
         raise ConfigurationError(f"directory={directory!r} must be the path of a directory")
+    if directory == run_file.NONE:
+        raise ConfigurationError(f"directory={directory!r} stands for None in run.toml: './none' is a directory")
 
 
 def flags(defaults: dict[str, Any]) -> type:

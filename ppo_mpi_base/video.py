@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -19,16 +20,18 @@ from rich.console import Console
 from torch import nn
 
 from ppo_mpi_base.config import Count, CountOrZero, checked
-from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import write_whole
+from ppo_mpi_base.errors import ConfigurationError, check_takes
+from ppo_mpi_base.files import make_directory, write_output
 from ppo_mpi_base.saved_policy import SavedPolicy, as_function, load_actor_critic
 from ppo_mpi_base.whole_games import WholeGames
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 GL_PACKAGES = "apt install libegl1 libgl1-mesa-dri (or libosmesa6)"
 DEFAULT_RATE = 30.0
-GIF_RATE = 50.0
-"""Frames per second: browsers slow down a GIF whose frames last less than 20 ms."""
+SHORTEST_FRAME = 2
+"""Hundredths of a second: browsers slow down a GIF whose frames last less."""
+GIF_TOLERANCE = 0.125
+"""A GIF is at most this much faster or slower than the environment."""
 
 
 def record_video(
@@ -55,7 +58,8 @@ def record_video(
         directory: the `save_location` that was given to `PPO()`.
         env_fn: builds the environment, as for `PPO()`; must take `render_mode="rgb_array"` too.
         output: the file to write, whole or not at all: .mp4 or .gif. Its frame rate is that of the environment's
-            `metadata["render_fps"]`, of a GIF at most 50 frames per second.
+            `metadata["render_fps"]`. A GIF has at most 50 frames per second, each of whole hundredths of a second: it
+            leaves out frames, and may be an eighth faster or slower.
         env_kwargs: for `env_fn`.
         episodes: how many, one after another.
         which: the networks that earned the best mean return, or the latest.
@@ -82,11 +86,9 @@ def record_video(
     checked("which", which, Literal["best", "latest"])
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     policy = _policy(saved, deterministic, seed, state_processing_hook)
+    make_directory("output", str(path.parent))
     with closing(_build(env_fn, env_kwargs or {})) as environment:
-        try:
-            video, returns = _film(environment, policy, path, episodes, seed, max_steps)
-        except OSError as error:
-            raise ConfigurationError(f"output={str(output)!r} cannot be written ({error})") from error
+        video, returns = _film(environment, policy, path, episodes, seed, max_steps)
     earned = ", ".join(f"{value:.6g}" for value in returns)
     print(f"{path}: {video.frames} frames at {video.rate:.4g} per second; return {earned}", flush=True)
     return path
@@ -116,8 +118,7 @@ def _film(
             returns = _play(environment, policy, video, episodes, seed, max_steps)
         finally:
             video.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, video.path.read_bytes())
+        write_output("output", path, video.path.read_bytes())
     return video, returns
 
 
@@ -127,6 +128,7 @@ def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) 
     parameters = inspect.signature(env_fn).parameters.values()
     if not any(p.name == "render_mode" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         raise ConfigurationError(f"env_fn: {remedy}")
+    check_takes("env_fn", env_fn, **{**env_kwargs, "render_mode": "rgb_array"})
     headless = not any(os.environ.get(name) for name in DISPLAYS)
     if headless:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -213,19 +215,27 @@ def _frame(environment: gymnasium.Env) -> np.ndarray:
     return frame
 
 
+def _gif_timing(rate: float) -> tuple[int, float]:
+    """Return of how many frames a GIF has one, and how many it shows a second: each lasts whole hundredths of one."""
+    for stride in itertools.count(1):
+        exact = 100 * stride / rate
+        shown = max(SHORTEST_FRAME, round(exact))
+        if abs(shown / exact - 1) <= GIF_TOLERANCE:
+            break
+    return stride, 100 / shown
+
+
 class _Video:
     """An mp4 or GIF that grows frame by frame: a film of thousands of frames does not fit the memory."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.frames, self._seen = path, 0, 0
-        # A GIF's frames last whole hundredths of a second; of more than 50 a second, some are left out.
-        self._stride = int(np.ceil(rate / GIF_RATE)) if path.suffix == ".gif" else 1
-        self.rate = rate / self._stride
+        self._stride, self.rate = _gif_timing(rate) if path.suffix == ".gif" else (1, rate)
         try:
             import imageio.v2 as imageio
 
             if path.suffix == ".gif":
-                self._writer: Any = imageio.get_writer(path, mode="I", duration=1000 / self.rate, loop=0)
+                self._writer: Any = imageio.get_writer(path, mode="I", duration=round(1000 / self.rate), loop=0)
             else:
                 # Sizes are even already: imageio would blur a frame by scaling it to a multiple of 16.
                 self._writer = imageio.get_writer(

@@ -259,20 +259,49 @@ def test_a_run_that_cannot_go_on_leaves_the_file_of_the_one_that_is_there(tmp_pa
 
 def test_a_run_that_goes_on_remembers_its_beginnings(tmp_path: Path) -> None:
     class Begin:
-        ranks = world()
+        ranks, iteration = world(), 0
+
+    class GoOn(Begin):
+        iteration = 5
 
     settings, rollout = {"env_id": "CartPole-v1", "resume": "auto"}, None
     for iteration in range(3):
         kept = run_file.KeepRunFile(tmp_path / "run.toml", settings)
-        kept.on_rollout(Begin(), rollout)  # type: ignore[arg-type]
+        kept.on_rollout(GoOn() if iteration else Begin(), rollout)  # type: ignore[arg-type]
         if iteration == 0:
             text = (tmp_path / "run.toml").read_text()
             (tmp_path / "run.toml").write_text(text.replace("ranks = 1", "ranks = 7"))
     facts = tomllib.loads((tmp_path / "run.toml").read_text())["facts"]
     assert [each["ranks"] for each in facts["before"]] == [7, 1] and facts["ranks"] == 1
     assert run_file.read(tmp_path / "run.toml") == {**settings, "resume": False}
-    run_file.KeepRunFile(tmp_path / "run.toml", {**settings, "seed": 1}).on_rollout(Begin(), rollout)  # type: ignore[arg-type]
+    run_file.KeepRunFile(tmp_path / "run.toml", {**settings, "seed": 1}).on_rollout(GoOn(), rollout)  # type: ignore[arg-type]
     assert (tmp_path / "run.1.toml").exists() and "before" not in (tmp_path / "run.toml").read_text()
+
+
+def test_a_run_that_found_no_checkpoint_leaves_the_formers_outputs_aside(tmp_path: Path) -> None:
+    command = ["train", "CartPole-v1", *TINY, "--resume", "auto", "--directory", str(tmp_path)]
+    cli.main(command)
+    (tmp_path / "evaluation.json").write_text("of the former one")
+    shutil.rmtree(tmp_path / "saved_model" / "checkpoints")
+    cli.main(command)
+    assert not (tmp_path / "evaluation.json").exists()
+    assert (tmp_path / "evaluation.1.json").read_text() == "of the former one"
+    assert (tmp_path / "run.1.toml").exists() and "before" not in (tmp_path / "run.toml").read_text()
+
+
+@pytest.mark.parametrize("output", [".", "..", "/"])
+def test_an_output_that_is_no_file_is_told_before_the_work(tmp_path: Path, output: str) -> None:
+    cli.main(["train", "CartPole-v1", *TINY, "--directory", str(tmp_path / "run")])
+    run, other = str(tmp_path / "run"), str(tmp_path / "other")
+    shutil.copytree(run, other)
+    for command in (["evaluate", run], ["plot", run], ["compare", run, "--", other], ["export", run]):
+        with pytest.raises(ConfigurationError, match=r"^output='[./]+' must end in the name of a file$"):
+            cli.main([*command, "--output", output])
+
+
+def test_a_directory_named_as_toml_writes_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="^directory='none' stands for None in run.toml: './none' is"):
+        cli.main(["train", "CartPole-v1", *TINY, "--directory", "none"])
 
 
 def test_versions_are_those_that_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 from variants import kl_penalty
 from variants.adaptive_learning_rate import adaptive_ppo
+from variants.json_logger import JsonLogger
 from variants.kl_penalty import kl_penalty_ppo
 from variants.rnd import RandomNetworkDistillation, rnd_ppo
 
@@ -119,6 +120,10 @@ adaptive_ppo(target=1e-6, **settings("falls", pi_lr=1e-2))
 adaptive_ppo(target=1e3, **settings("rises", pi_lr=1e-4))
 adaptive_ppo(target=1e3, **settings("annealed", pi_lr=1e-4, anneal_lr=True))
 rnd_ppo(coefficient=0.1, **settings("rnd", "MountainCar-v0"))
+rnd_ppo(hooks=[JsonLogger(directory / "rows.jsonl")], **settings("rnd_discrete", "FrozenLake-v1"))
+saved = dict(save_location=str(directory / "saved"), resume="auto")
+for rate, steps in ((1e-4, 512), (1e-3, 2048)):
+    adaptive_ppo(target=1e3, hooks=[JsonLogger(directory / "more.jsonl")], **{**settings("resumed", pi_lr=rate), **saved, "total_steps": steps})
 rnd = RandomNetworkDistillation()
 PPO(hooks=[rnd, Watch(rnd)], **settings("watched", "MountainCar-v0"))
 """
@@ -151,6 +156,8 @@ def test_the_learning_rate_follows_the_kl_within_its_bounds(variants: Path) -> N
     assert [row["learning_rate_policy"] for row in rises] == pytest.approx([1e-4 * 1.5**k for k in range(8)])
     assert {row["learning_rate_value"] for row in falls + rises} == {1e-3}
     assert [row["learning_rate_policy"] for row in annealed] == [row["learning_rate_policy"] for row in rises]
+    rates = [row["learning_rate_policy"] for row in rows(variants / "resumed" / "progress.csv")]
+    assert rates == pytest.approx([1e-4, 1.5e-4] + [1e-3 * 1.5**k for k in range(6)])
 
 
 @pytest.mark.timeout(300)
@@ -160,4 +167,5 @@ def test_random_network_distillation_rewards_novelty_that_wears_off(variants: Pa
     assert errors[-1] < 0.9 * errors[0]
     assert all(row["bonus"] > 1e-3 and row["lowest"] >= 0 for row in found)
     assert [row["bonus"] for row in found] == pytest.approx([row["added"] for row in found], rel=1e-5)
-    assert len(rows(variants / "rnd" / "progress.csv")) == 8
+    for name in ("rnd", "rnd_discrete"):
+        assert len(rows(variants / name / "progress.csv")) == 8

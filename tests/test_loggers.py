@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from ppo_mpi_base.errors import ConfigurationError
@@ -42,7 +43,11 @@ def train(directory: Path, **keywords: Any) -> list[dict[str, str]]:
 
 
 def test_a_logger_of_ones_own_gets_the_rows(tmp_path: Path) -> None:
-    rows = train(tmp_path, hooks=[JsonLogger(tmp_path / "rows.jsonl")])
+    class Adds(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            statistics["norm"] = np.float32(2.5)  # type: ignore[assignment]
+
+    rows = train(tmp_path, hooks=[Adds(), JsonLogger(tmp_path / "rows.jsonl")])
     own = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(own) == len(rows) == 3 and len(Path("variants/json_logger.py").read_text().splitlines()) < 30
     for row, line in zip(rows, own, strict=True):

@@ -267,6 +267,14 @@ def test_the_comparison_is_a_picture_and_a_table(tmp_path, groups):
     assert comparison.iqm_a.value == pytest.approx(np.mean([70, 100, 200]) / 1000)
 
 
+def test_large_numbers_do_not_hide_the_task(tmp_path):
+    for name, scores in (("a", (41_382_712.0, 97_382_712.0)), ("b", (31_382_712.0, 87_382_712.0))):
+        for seed, score in enumerate(scores):
+            write_run(tmp_path / name / "Hopper-v5" / str(seed) / "progress.csv", [0.0, score])
+    table = str(compare_runs(tmp_path / "a", tmp_path / "b", tmp_path / "ab"))
+    assert "Hopper-v5" in table and "69,382,712 ± 39,597,980 (2)" in table and "…" not in table
+
+
 def test_an_ending_of_the_output_is_not_repeated(tmp_path, groups):
     compare_runs(*groups, tmp_path / "ab.png")
     assert {path.name for path in tmp_path.glob("ab*")} == {"ab.png", "ab.svg", "ab.json"}

@@ -46,6 +46,8 @@ def test_a_path_without_a_run_is_named(tmp_path, name, why):
         ("Ant-v4/Hopper-v5/fast", "Hopper-v5"),
         ("Hopper-v5x/fast", ""),
         ("-v5/logs", ""),
+        ("Hopper-v5/idea-v2/logs", "Hopper-v5"),
+        ("thesis-v2/idea-v1/logs", ""),
     ],
 )
 def test_the_task_is_the_nearest_directory_named_as_an_environment(tmp_path, place, task):

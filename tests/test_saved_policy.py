@@ -151,10 +151,13 @@ def test_discrete_observations_and_images(tmp_path: Path) -> None:
     policy = load_policy(tmp_path)
     for k in range(1, 5):
         assert policy(np.int64(k)) == expected(actor_critic, np.asarray(k))  # type: ignore[arg-type]
+    assert {policy(1): "as a key"}, "games in tables look actions up"
     images = Box(0, 255, (2, 84, 84), np.uint8)
     actor_critic = save(tmp_path, nature_cnn, images, Discrete(6))
     image = np.random.default_rng(0).integers(0, 256, (2, 84, 84), np.uint8)
     assert load_policy(tmp_path)(image) == expected(actor_critic, image)
+    flipped = image[::-1, :, ::-1]
+    assert load_policy(tmp_path)(flipped) == expected(actor_critic, flipped.copy())
 
 
 def test_the_default_dtype_of_the_one_who_loads_is_free(tmp_path: Path, default_dtype: None) -> None:
@@ -340,6 +343,8 @@ def test_what_cannot_be_described_is_not() -> None:
 
 SPACES = [
     Discrete(3, start=-2),
+    Discrete(3, dtype=np.int32),
+    Box(0.0, 1.0, (0,), np.float32),
     OBSERVATIONS,
     ACTIONS,
     Box(-np.inf, np.array([[0.1, np.inf]]), (1, 2), np.float64),

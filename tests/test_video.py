@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import RecordEpisodeStatistics
+from PIL import Image
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
@@ -86,6 +88,29 @@ def test_a_gif_leaves_frames_out_where_they_are_too_many(tmp_path: Path) -> None
     path = record_video(save(tmp_path, Lamp()), Lamp, tmp_path / "a.gif", env_kwargs={"rate": 100})
     np.testing.assert_array_equal(iio.imread(path)[:, 0, 0, 0], SHADES[::2])
     assert iio.immeta(path)["duration"] == 20
+
+
+@pytest.mark.parametrize("rate", [5, 12, 15, 24, 25, 30, 40, 60, 62.5, 75, 125, 500])
+def test_a_gif_is_about_as_fast_as_the_environment(
+    tmp_path: Path, rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = record_video(save(tmp_path, Lamp()), Lamp, tmp_path / "a.gif", env_kwargs={"rate": rate}, episodes=4)
+    with Image.open(path) as film:
+        milliseconds, frames = film.info["duration"], film.n_frames
+    strides = [stride for stride in range(1, 24) if math.ceil(24 / stride) == frames]
+    assert milliseconds >= 20
+    assert any(abs(milliseconds * rate / stride / 1000 - 1) <= 0.125 for stride in strides)
+    assert f"{frames} frames at {1000 / milliseconds:.4g} per second" in capsys.readouterr().out
+
+
+def test_errors_of_the_environment_are_its_own(tmp_path: Path) -> None:
+    class Lost(Lamp):
+        def reset(self, **keywords: Any) -> Any:
+            return (tmp_path / "missing" / "level.dat").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="level.dat"):
+        record_video(save(tmp_path, Lamp()), Lost, tmp_path / "a.gif")
+    refused("env_fn.*typo", tmp_path, Lamp, env_kwargs={"typo": 1})
 
 
 def test_what_was_trained_with_a_hook_is_filmed_with_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """PPO with a learning rate that follows the KL, after Rudin et al. (2022), arxiv.org/abs/2109.11978."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -20,12 +21,16 @@ class AdaptiveLearningRate(Hooks):
 
     def on_start(self, worker: Worker) -> None:
         """Begin with `pi_lr`, and keep the rate here, since `anneal_lr` sets the worker's anew."""
-        self.rate = torch.tensor(worker.config.pi_lr, dtype=torch.float64)
+        self.began_with = torch.tensor(worker.config.pi_lr, dtype=torch.float64)
+        self.rate = self.began_with.clone()
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare the last epoch's KL, which is equal on all ranks, with the target."""
         if "kl" not in statistics:  # nothing was learned in this iteration
             return
+        if self.began_with.item() != worker.config.pi_lr:  # resumed with another one, which counts from then on
+            self.began_with.fill_(worker.config.pi_lr)
+            self.rate.fill_(worker.config.pi_lr)
         rate = self.rate.item()
         if statistics["kl"] > 2 * self.target:
             rate = max(self.lowest, rate / 1.5)
@@ -36,12 +41,12 @@ class AdaptiveLearningRate(Hooks):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run needs."""
-        return {"rate": self.rate}
+        return {"rate": self.rate, "began_with": self.began_with}
 
 
-def adaptive_ppo(target: float = 0.01, **keywords: Any) -> Result:
+def adaptive_ppo(target: float = 0.01, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
     """Train as `PPO(**keywords)` does, with the adaptive learning rate; `pi_lr` is where it starts."""
-    return PPO(hooks=[AdaptiveLearningRate(target)], **keywords)
+    return PPO(hooks=[AdaptiveLearningRate(target), *hooks], **keywords)
 
 
 if __name__ == "__main__":

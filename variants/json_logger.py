@@ -20,6 +20,6 @@ class JsonLogger(Hooks):
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Write a row, on rank 0; what is not known yet is null, for JSON has no NaN."""
         if worker.ranks.is_root:
-            row = {name: value if math.isfinite(value) else None for name, value in statistics.items()}
+            row = {name: float(value) if math.isfinite(value) else None for name, value in statistics.items()}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """PPO with an adaptive KL penalty, no clipping: Schulman et al. (2017), arxiv.org/abs/1707.06347, section 4."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -47,9 +48,10 @@ class AdaptBeta(Hooks):
         statistics["beta"] = beta.item()
 
 
-def kl_penalty_ppo(target: float = 0.01, **keywords: Any) -> Result:
+def kl_penalty_ppo(target: float = 0.01, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
     """Train as `PPO(**keywords)` does, by the penalized objective."""
-    return PPO(loss_fn=kl_penalty_losses, loss_coefficients={"beta": 1.0}, hooks=[AdaptBeta(target)], **keywords)
+    adapted = [AdaptBeta(target), *hooks]
+    return PPO(loss_fn=kl_penalty_losses, loss_coefficients={"beta": 1.0}, hooks=adapted, **keywords)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """PPO with random network distillation, a reward for novelty: Burda et al. (2019), arxiv.org/abs/1810.12894."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -11,6 +13,7 @@ from ppo_mpi_base.flat_parameters import Adam, FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.normalize import OBSERVATION_CLIP, RunningMoments
+from ppo_mpi_base.policies import observation_dim
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.rollout import Rollout
 from ppo_mpi_base.worker import Result, Worker
@@ -24,8 +27,10 @@ class RandomNetworkDistillation(Hooks):
 
     def on_start(self, worker: Worker) -> None:
         """Build both networks, equal on all ranks, because all of them drew the same random numbers so far."""
-        shape = worker.environments.observation_space.shape or ()
-        self.target, self.predictor = (mlp(shape[0], self.features).to(worker.device) for _ in range(2))
+        space = worker.environments.observation_space
+        self.is_discrete = isinstance(space, gymnasium.spaces.Discrete)
+        shape = (observation_dim(space),) if self.is_discrete else space.shape or ()
+        self.target, self.predictor = (mlp(math.prod(shape), self.features).to(worker.device) for _ in range(2))
         self.flat = FlatParameters({"predictor": list(self.predictor.parameters())})
         self.optimizer = Adam(self.flat)
         self.observations, self.errors = RunningMoments(shape), RunningMoments()
@@ -33,10 +38,13 @@ class RandomNetworkDistillation(Hooks):
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
         """Reward novelty, then make what was seen less novel by one step of the predictor on it."""
         seen = rollout.next_observations.flatten(0, 1)
+        if self.is_discrete:
+            seen = worker.actor_critic.preprocess(seen)  # one-hot
         self.observations.update(seen.cpu().numpy(), worker.ranks)
         moments = self.observations.mean, self.observations.std
         mean, std = (torch.as_tensor(x, device=worker.device) for x in moments)
         inputs = ((seen - mean) / std).clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP).to(self.flat.data.dtype)
+        inputs = inputs.reshape(len(inputs), -1)
         errors = (self.predictor(inputs) - self.target(inputs).detach()).square().mean(-1)
         self.errors.update(errors.detach().cpu().numpy(), worker.ranks)
         bonus = self.coefficient * errors.detach() / float(self.errors.std)
@@ -61,9 +69,9 @@ class RandomNetworkDistillation(Hooks):
         return {"predictor": self.flat.data, **named}
 
 
-def rnd_ppo(coefficient: float = 0.5, **keywords: Any) -> Result:
+def rnd_ppo(coefficient: float = 0.5, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
     """Train as `PPO(**keywords)` does, with the bonus times `coefficient` added to the rewards."""
-    return PPO(hooks=[RandomNetworkDistillation(coefficient)], **keywords)
+    return PPO(hooks=[RandomNetworkDistillation(coefficient), *hooks], **keywords)
 
 
 if __name__ == "__main__":
