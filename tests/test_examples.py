@@ -121,9 +121,9 @@ adaptive_ppo(target=1e3, **settings("rises", pi_lr=1e-4))
 adaptive_ppo(target=1e3, **settings("annealed", pi_lr=1e-4, anneal_lr=True))
 rnd_ppo(coefficient=0.1, **settings("rnd", "MountainCar-v0"))
 rnd_ppo(hooks=[JsonLogger(directory / "rows.jsonl")], **settings("rnd_discrete", "FrozenLake-v1"))
-saved = dict(save_location=str(directory / "saved"), resume="auto")
+saved = dict(save_location=str(directory / "saved"), resume="auto", hooks=[JsonLogger(directory / "more.jsonl")])
 for rate, steps in ((1e-4, 512), (1e-3, 2048)):
-    adaptive_ppo(target=1e3, hooks=[JsonLogger(directory / "more.jsonl")], **{**settings("resumed", pi_lr=rate), **saved, "total_steps": steps})
+    adaptive_ppo(target=1e3, **{**settings("resumed", pi_lr=rate), **saved, "total_steps": steps})
 rnd = RandomNetworkDistillation()
 PPO(hooks=[rnd, Watch(rnd)], **settings("watched", "MountainCar-v0"))
 """
