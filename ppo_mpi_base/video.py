@@ -86,8 +86,8 @@ def record_video(
     checked("which", which, Literal["best", "latest"])
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     policy = _policy(saved, deterministic, seed, state_processing_hook)
-    make_directory("output", str(path.parent))
     with closing(_build(env_fn, env_kwargs or {})) as environment:
+        make_directory("output", str(path.parent))  # before the work
         video, returns = _film(environment, policy, path, episodes, seed, max_steps)
     earned = ", ".join(f"{value:.6g}" for value in returns)
     print(f"{path}: {video.frames} frames at {video.rate:.4g} per second; return {earned}", flush=True)
