@@ -37,7 +37,6 @@ CARTPOLE = "CartPole-v1"
 SETTINGS = {"fast": "--setting fast", "paper": "--setting paper", "paper_64": "--setting paper --width 64"}
 RUNS = (
     [(CARTPOLE, "", seed) for seed in range(5)]
-    + [(task, "fast", seed) for seed in range(3) for task in MUJOCO]
     + [(task, "paper", seed) for seed in range(3) for task in MUJOCO]
     + [(task, setting, seed) for seed in range(5) for setting in ("fast", "paper_64") for task in MUJOCO]
 )

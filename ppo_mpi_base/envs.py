@@ -88,7 +88,7 @@ class Environments:
             _check_alike(environments, first_global_index)
             space, self.action_space = environments[0].observation_space, environments[0].action_space
         self.observation_space = space if obs_space_override is None else obs_space_override
-        check_spaces(self.observation_space, self.action_space)
+        check_spaces(self.observation_space, self.action_space, "env_fn" if obs_space_override is None else OVERRIDE)
         fit = Fit(self.observation_space, state_processing_hook, first_global_index)
         self._stepper: Vector | Loop
         if isinstance(environments, VectorEnv):
@@ -247,11 +247,22 @@ class Environments:
         return episodes + list(reports.values())
 
 
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Raise `ConfigurationError` unless both spaces are a Box (of any shape, actions of floats) or Discrete."""
-    for name, space in (("observation", observation_space), ("action", action_space)):
+OVERRIDE = "obs_space_override"
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space, source: str = "env_fn") -> None:
+    """Raise `ConfigurationError` unless both spaces are a Box (of any shape, actions of floats) or Discrete.
+
+    Args:
+        observation_space: what networks are built for.
+        action_space: that of the environments.
+        source: the keyword that the observation space comes from.
+    """
+    for argument, name, space in ((source, "observation", observation_space), ("env_fn", "action", action_space)):
         if not isinstance(space, Box | Discrete):
-            raise ConfigurationError(f"env_fn: the {name} space {space} is not supported, only Box and Discrete are")
+            raise ConfigurationError(
+                f"{argument}: the {name} space {space} is no Box and no Discrete, which alone can be"
+            )
     if isinstance(action_space, Box) and action_space.dtype.kind != "f":
         raise ConfigurationError(
             f"env_fn: the action space {action_space} is of {action_space.dtype}, but sampled actions are fractions: "

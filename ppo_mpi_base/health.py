@@ -65,6 +65,12 @@ def raise_not_finite(worker: Worker) -> None:
 def check_rates_and_coefficients(worker: Worker) -> None:
     """Raise `ConfigurationError` where a hook has set a learning rate or a coefficient that cannot be one."""
     rates: dict[str, Any] = dict(worker.learning_rates)
+    for text, wanted, there in (
+        ("learning_rates", worker.flat.slices, rates),
+        ("coefficients", worker.config.coefficients, worker.coefficients),
+    ):
+        if missing := sorted(wanted.keys() - there.keys()):
+            raise ConfigurationError(f"worker.{text}[{missing[0]!r}] is missing: a hook must leave it there")
     for name, rate in rates.items():
         if name not in worker.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
             raise ConfigurationError(

@@ -51,7 +51,12 @@ WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 
 
 def describe(network: nn.Module) -> dict[str, Any] | None:
-    """Return a network of these layers and containers, at any depth, as data for JSON; None if it has any other."""
+    """Return a network of these layers and containers, at any depth, as data for JSON; None if it has any other.
+
+    A layer with forward hooks is another, for they may change what it does: `nn.utils.spectral_norm` is made of one.
+    """
+    if network._forward_hooks or network._forward_pre_hooks:
+        return None
     if type(network) in CONTAINERS:
         parts = {name: describe(layer) for name, layer in network._modules.items() if layer is not None}
         return None if None in parts.values() else {"layer": type(network).__name__, "parts": parts}

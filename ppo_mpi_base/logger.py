@@ -152,8 +152,10 @@ class _CsvFile:
         """Append a row, and those that could not be written before it."""
         self._unwritten.append(row)
         new = [key for key in dict.fromkeys(itertools.chain(*self._unwritten)) if key not in self._columns]
-        if new or len(self._unwritten) > 1:  # the last line in the file may be torn then
-            self._rewrite(self._columns + new, [*read_progress(self._path)[1], *self._unwritten])
+        there = self._path.exists()  # someone may have removed it
+        if new or len(self._unwritten) > 1 or not there:  # the last line in the file may be torn then
+            before = read_progress(self._path)[1] if there else []
+            self._rewrite(self._columns + new, [*before, *self._unwritten])
         else:
             with self._path.open("ab", buffering=0) as file:
                 line = _text(self._columns, [row]).encode()

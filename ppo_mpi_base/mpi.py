@@ -308,6 +308,12 @@ def _exit(status: object = None, /) -> NoReturn:
     raise SystemExit(status)
 
 
+def forget_exit() -> None:
+    """Let a `sys.exit` that the script has caught not count: it goes on."""
+    global _exit_status
+    _exit_status = None
+
+
 def _at_exit() -> None:
     """Leave MPI with all ranks, or abort where this one failed past `_excepthook`: by `sys.exit`, or a user's hook.
 

@@ -269,7 +269,11 @@ def _all_record(vector: VectorEnv) -> bool:
     base = vector.unwrapped
     if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
         return False
-    return all(base.call("has_wrapper_attr", "episode_lengths"))
+    names = ("episode_returns", "episode_lengths")
+    if not all(all(base.call("has_wrapper_attr", name)) for name in names):
+        return False
+    # Other wrappers that have these keep lists of all episodes there, as Stable-Baselines3's Monitor does.
+    return all(np.isscalar(value) for name in names for value in base.get_attr(name))
 
 
 def _is_report(episode: Any) -> bool:

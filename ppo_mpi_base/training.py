@@ -13,7 +13,7 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.gradients import LossFunction
 from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
-from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.mpi import fail_together, forget_exit, world
 from ppo_mpi_base.worker import Worker
 
 CLOSING = 5.0
@@ -24,6 +24,7 @@ CLOSING = 5.0
 def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     """Build a worker for a `with` block in which an error on one rank ends all ranks. Collective: call on all ranks."""
     ranks = world()
+    forget_exit()
     with fail_together(ranks), ExitStack() as held:
         builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
         held.enter_context(ranks.watched(config.stall_seconds))

@@ -367,12 +367,13 @@ class Worker:
     def anneal(self) -> None:
         """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
         left = max(0.0, 1 - self.total_steps / self.config.total_steps)
+        first = self.config.coefficients
         if self.config.anneal_lr:
             self.learning_rates = {"policy": self.config.pi_lr * left, "value": self.config.vf_lr * left}
         if self.config.anneal_clip_ratio:
-            self.coefficients["clip_ratio"].fill_(self.config.clip_ratio * left)
+            self.coefficients["clip_ratio"].fill_(first["clip_ratio"] * left)
         if self.config.anneal_entropy_coef:
-            self.coefficients["entropy_coef"].fill_(self.config.entropy_coef * left)
+            self.coefficients["entropy_coef"].fill_(first["entropy_coef"] * left)
 
     def _row(self, rollout: Rollout) -> dict[str, float]:
         """Return the iteration's row of the logs, equal on all ranks; losses are means over the last epoch."""

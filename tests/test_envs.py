@@ -341,6 +341,11 @@ class TestStatistics:
         played = play(rank(environments), box_actions(12, 2))
         assert played.episodes == [[(2.0, 2)] * 6, [(3.0, 3)] * 4]
 
+    @pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
+    def test_another_wrapper_that_counts(self, vector):
+        played = play(rank(vector([lambda: Monitor(ScriptedEnv(horizon=3))] * 2)), box_actions(12, 2))
+        assert played.episodes[0][0] == (3.0, 3)
+
     def test_a_report_at_any_step(self):
         def info(g: int, episode: int, step: int) -> dict[str, Any]:
             return {"episode": {"r": np.float32(7), "l": np.int32(9)}} if step == 1 else {}
@@ -465,6 +470,22 @@ class TestErrors:
             play(environments, box_actions(3, 1))
 
 
+class Monitor(gym.Wrapper):
+    """Keeps the returns and lengths of all its episodes, as Stable-Baselines3's wrapper of this name does."""
+
+    def __init__(self, environment: gym.Env) -> None:
+        super().__init__(environment)
+        self.episode_returns: list[float] = []
+        self.episode_lengths: list[int] = []
+
+    def step(self, action: Any) -> Any:
+        stepped = self.env.step(action)
+        if stepped[2] or stepped[3]:
+            self.episode_returns.append(3.0)
+            self.episode_lengths.append(3)
+        return stepped
+
+
 class TestSpaces:
     def test_supported(self):
         for observation in (Box(-1, 1, ()), Box(-np.inf, np.inf, (3, 4)), Discrete(3), Discrete(3, start=-1)):
@@ -477,6 +498,8 @@ class TestSpaces:
             check_spaces(Discrete(2), space)
         with pytest.raises(ConfigurationError, match="observation space " + re.escape(str(space))):
             check_spaces(space, Discrete(2))
+        with pytest.raises(ConfigurationError, match="^obs_space_override: the observation space"):
+            rank([ScriptedEnv()], state_processing_hook=lambda x: x, obs_space_override=space)
         with pytest.raises(ConfigurationError, match="action space"):
             rank([ScriptedEnv(action_space=space)])
         with pytest.raises(ConfigurationError, match="observation space"):

@@ -198,6 +198,18 @@ def test_a_full_disk_is_told_and_the_rows_come_later(tmp_path, capsys):
     assert scalars(tmp_path)["charts/x"][-1] == (401, 401.0)
 
 
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_file_that_was_removed_begins_again_with_its_header(tmp_path, written):
+    log = Logger(tmp_path, total_steps=100, quiet=True)
+    for steps in range(written):
+        log.log({"total_steps": steps, "x": steps})
+    (tmp_path / "progress.csv").unlink()
+    for steps in (2, 3):
+        log.log({"total_steps": steps, "x": steps})
+    log.close()
+    assert (tmp_path / "progress.csv").read_text() == "total_steps,x\n2,2\n3,3\n"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread ends by it
 def test_a_column_that_a_full_disk_kept_out_comes_later(tmp_path, capsys):
     log = Logger(tmp_path, total_steps=100, quiet=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def test_weights_and_biases_gets_the_rows_and_a_resumed_run_goes_on(tmp_path: Pa
     first = (tmp_path / "logs" / "wandb_run_id").read_text()
     train(tmp_path, hooks=[WeightsAndBiases("test", mode="offline")], total_steps=128, resume="auto")
     assert (tmp_path / "logs" / "wandb_run_id").read_text() == first
+    shutil.rmtree(tmp_path / "saved_model" / "checkpoints")
+    train(tmp_path, hooks=[WeightsAndBiases("test", mode="offline")], resume="auto")
+    assert (tmp_path / "logs" / "wandb_run_id").read_text() != first, "nothing to go on from: another run"
 
 
 def test_without_the_package_one_line_says_so(monkeypatch: Any) -> None:

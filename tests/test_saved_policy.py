@@ -337,7 +337,16 @@ def test_what_cannot_be_described_is_not() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
-    for unknown in (Own(3, 2), Louder(3, 2), nn.Sequential(nn.Linear(3, 3), nn.Sequential(Louder(3, 2)))):
+    louder = nn.Linear(3, 2)
+    louder.register_forward_hook(lambda module, inputs, output: 2 * output)
+    spectral = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 2)))
+    for unknown in (
+        louder,
+        spectral,
+        Own(3, 2),
+        Louder(3, 2),
+        nn.Sequential(nn.Linear(3, 3), nn.Sequential(Louder(3, 2))),
+    ):
         assert describe(unknown) is None
 
 

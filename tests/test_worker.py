@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import time
 from collections import UserList
 from collections.abc import Callable
@@ -860,3 +861,21 @@ def test_what_is_on_another_device_is_told(tmp_path: Path) -> None:
         train(tmp_path, advantage_fn=elsewhere)
     with pytest.raises(ConfigurationError, match=r"rollout.extras\['mine'\] must be on cpu.*, not meta"):
         train(tmp_path, hooks=[Extra()])
+
+
+def test_coefficients_given_by_table_fall_from_there(tmp_path: Path) -> None:
+    given = {"entropy_coef": 0.02, "clip_ratio": 0.4}
+    train(tmp_path, loss_coefficients=given, anneal_entropy_coef=True, anneal_clip_ratio=True)
+    for name, first in given.items():
+        found = [row[f"coefficient_{name}"] for row in rows(tmp_path)]
+        assert found == pytest.approx([first * left for left in (1, 0.75, 0.5, 0.25)])
+
+
+@pytest.mark.parametrize("removed", ["learning_rates['value']", "coefficients['clip_ratio']"])
+def test_what_a_hook_has_removed_is_told(tmp_path: Path, removed: str) -> None:
+    class Remove(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            worker.learning_rates.pop("value") if "value" in removed else worker.coefficients.pop("clip_ratio")
+
+    with pytest.raises(ConfigurationError, match=rf"^worker.{re.escape(removed)} is missing"):
+        train(tmp_path, hooks=[Remove()])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -218,6 +219,28 @@ def test_sys_exit_on_one_rank_ends_all() -> None:
     assert inside.stderr.count("[rank 1] SystemExit: 0\n") == 1
     together = launch(START + "sys.exit(0)", 4)
     assert (together.code, together.stderr) == (0, "")
+
+
+CAUGHT = """
+import sys
+
+import gymnasium
+
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+
+try:
+    sys.exit(3)
+except SystemExit:
+    PPO(total_steps=128, env_fn=lambda: gymnasium.make("CartPole-v1"), network_fn=mlp, value_network_fn=mlp,
+        rollout_length_per_worker=32, quiet=True, log_directory=sys.argv[1], save_location=None)
+    print("ended well")
+"""
+
+
+def test_an_exit_that_was_caught_does_not_count_once_training_has_begun(tmp_path: Path) -> None:
+    done = launch(CAUGHT, 2, str(tmp_path))
+    assert (done.code, done.stdout.count("ended well")) == (0, 2), done.stderr
 
 
 def test_the_last_lines_are_not_lost() -> None:
