@@ -139,10 +139,16 @@ def test_pages_get_every_score(page: str, tables: tuple[str, ...]) -> None:
             assert f"| {' | '.join(row)} |" in shown
 
 
-def test_pictures_of_the_site_are_there() -> None:
-    pictures = runpy.run_path(str(DOCS / "mkdocs_results.py"))["pictures"]()
-    assert len(pictures) >= 6
-    assert all((ROOT / "results" / path).is_file() for path in pictures)
+def test_files_that_the_site_shows_are_there() -> None:
+    hook = runpy.run_path(str(DOCS / "mkdocs_results.py"))
+    linked = hook["linked"]()
+    assert len([path for path in linked if path.endswith(".png")]) >= 6
+    assert all((ROOT / path).is_file() for path in linked)
+    names = {hook["name"](path) for path in linked}
+    for page in DOCS.glob("*.md"):
+        shown = hook["on_page_markdown"](page.read_text(encoding="utf-8"))
+        assert "](../" not in shown, f"{page.name} links to a file that the site lacks"
+        assert names.issuperset(re.findall(r"\]\((\S+\.(?:png|csv|json))\)", shown))
 
 
 def test_readme_has_a_line_for_each_file() -> None:
