@@ -69,11 +69,18 @@ def _differing(mine: dict[str, Any], ranks: Communicator, missing: Any = None) -
     return next((found for found in each if found[1] != found[2]), None)
 
 
-def choose_device(config: Config) -> torch.device:
-    """Return the device of this rank's networks, with its number if it has one, and make it torch's current one."""
+def choose_device(config: Config, ranks: Communicator) -> torch.device:
+    """Return the device of this rank's networks, with its number if it has one, and make it torch's current one.
+
+    Collective: call on all ranks.
+
+    Raises:
+        ConfigurationError: it is of another kind than rank 0's.
+    """
     device = torch.empty(0, device="cpu" if config.device is None else config.device).device
     if device.type == "cuda":
         torch.cuda.set_device(device)  # autocast asks for this one
+    check_equal_devices(device, ranks)
     return device
 
 

@@ -92,12 +92,17 @@ class Checkpoints:
         facts = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **described}
         write_whole(path.with_suffix(".safetensors"), content)
         write_whole(path.with_suffix(".json"), json.dumps({**facts, "self": _digest(facts)}, indent=1).encode())
-        kept = {path.stem for path in sorted(self.directory.glob("*.json"))[-KEPT:]}
+        kept = {path.stem for path in self.found[:KEPT]}
         # JSON first: tensors without it are none. They and parts of files are what a kill left behind.
         for pattern in ("*.json", "*.safetensors", ".*.part"):
             for path in self.directory.glob(pattern):
                 if path.stem not in kept:
                     path.unlink()
+
+    @property
+    def found(self) -> list[Path]:
+        """The JSON files of the checkpoints that are there, whole or damaged, the newest first."""
+        return sorted(self.directory.glob("*.json"), reverse=True) if self.directory else []
 
     def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Return the newest whole checkpoint, or None; damaged ones are told and passed over.
@@ -105,7 +110,7 @@ class Checkpoints:
         Raises:
             ConfigurationError: the newest was written by a newer version of this package.
         """
-        for path in sorted(self.directory.glob("*.json"), reverse=True) if self.directory else []:
+        for path in self.found:
             try:
                 return _read(path)
             except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:

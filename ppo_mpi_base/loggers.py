@@ -44,9 +44,7 @@ class WeightsAndBiases(Hooks):
         logs = Path(worker.config.log_directory)
         logs.mkdir(parents=True, exist_ok=True)
         note = logs / "wandb_run_id"
-        checkpoints = worker.checkpoints.directory
-        goes_on = worker.config.resume == "auto" and checkpoints is not None and any(checkpoints.glob("*.json"))
-        if goes_on and note.exists():
+        if worker.config.resume == "auto" and worker.checkpoints.found and note.exists():
             self._init = {"id": note.read_text(), "resume": "allow", **self._init}
         self._run = self._wandb.init(dir=str(logs), config={**plain, "ranks": worker.ranks.size}, **self._init)
         note.write_text(self._run.id)

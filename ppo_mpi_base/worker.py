@@ -89,10 +89,9 @@ class Worker:
         held: ExitStack,
     ) -> None:
         self.config, self.ranks, self.interruption = config, ranks, interruption
-        self.device = builders.choose_device(config)
         self.first_global_index = ranks.rank * config.environments_per_rank
         together = builders.checked_together
-        together(ranks, lambda: builders.check_equal_devices(self.device, ranks))
+        self.device = together(ranks, lambda: builders.choose_device(config, ranks))
         self.environments = together(ranks, lambda: builders.build_environments(config, ranks))
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
