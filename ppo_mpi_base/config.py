@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import gymnasium
 import torch
 
-from ppo_mpi_base.errors import ConfigurationError, check_takes
+from ppo_mpi_base.errors import ConfigurationError, check_takes, did_you_mean
 from ppo_mpi_base.hooks import MOMENTS, Hooks
 
 
@@ -58,7 +58,8 @@ class Config:
     """
 
     total_steps: Count
-    """Agent steps to train for, over all ranks and environments (never emulator frames)."""
+    """Agent steps to train for, over all ranks and environments (never emulator frames). Iterations are whole: the last
+    one may go past it."""
     env_fn: Callable[..., gymnasium.Env]
     """Builds one environment, all wrappers applied: `env_fn(**env_kwargs)`."""
     network_fn: Callable[..., torch.nn.Module]
@@ -125,7 +126,8 @@ class Config:
     adam_epsilon: Positive = 1e-8
     """Epsilon of Adam. PPO implementations often use 1e-5."""
     train_batch_size: Count | None = None
-    """B: minibatch per rank, so that an update averages over R*B samples. None: the whole rollout."""
+    """B: minibatch per rank, so that an update averages over R*B samples. The last one of an epoch has what is left.
+    None: the whole rollout."""
     train_pi_epochs: CountOrZero = 40
     """Passes of the policy over the rollout, each iteration. Usual: 3 to 10 with minibatches, 40 to 80 without."""
     train_v_epochs: CountOrZero = 40
@@ -179,6 +181,9 @@ class Config:
     compile: Literal["auto", True, False] = "auto"
     """Compile losses with their gradients, and the policy's forward pass, by `torch.compile`. "auto": where the run is
     long enough to pay for it and a C++ compiler is there."""
+    divide_networks: Literal["auto", True, False] = "auto"
+    """Let half of the ranks train the policy and half the value network, where these are separate, each from the
+    samples of two ranks: the same updates by half as many calls. "auto": where that is faster, and losses allow it."""
     log_directory: str = "./logs/"
     """Where TensorBoard's file, progress.csv and the learning curve go."""
     save_location: str | None = "./saved_model/"
@@ -226,6 +231,10 @@ class Config:
             checked(f"loss_coefficients[{name!r}]", value, Finite)
             if name in COEFFICIENTS:
                 checked(f"loss_coefficients[{name!r}]", value, hints[name])
+            elif self.loss_fn is None and not self.hooks:
+                raise ConfigurationError(
+                    f"loss_coefficients[{name!r}]: nothing reads it without a loss_fn{did_you_mean(name, COEFFICIENTS)}"
+                )
         samples = self.samples_per_rank
         if self.minibatch_size > samples:
             raise ConfigurationError(

@@ -28,6 +28,7 @@ class FlatParameters:
         gradient, statistics: (P,) and (S,), the message's two parts.
         host: (P + S,), the message in the host's memory, where ranks reduce it: on a CPU the same memory.
         slices: name -> slice of `data` and `gradient`.
+        slice_names: of each parameter, in the order of `parameters()`, the name of its slice.
         blas_is_one: whether all ranks' hosts run the same code of BLAS. If not, its products differ in their last bits,
             and norms are computed without it, in three times the time, so that ranks stay in step.
     """
@@ -37,6 +38,7 @@ class FlatParameters:
     def __init__(self, slices: dict[str, list[nn.Parameter]], statistics: int = 0) -> None:
         self._parameters: list[nn.Parameter] = []
         self.slices: dict[str, slice] = {}
+        self.slice_names: list[str] = []
         seen: set[int] = set()
         end = 0
         for name, parameters in slices.items():
@@ -45,6 +47,7 @@ class FlatParameters:
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
                     self._parameters.append(parameter)
+                    self.slice_names.append(name)
                     end += parameter.numel()
             self.slices[name] = slice(start, end)
         self._shapes = [parameter.shape for parameter in self._parameters]

@@ -17,6 +17,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
+from ppo_mpi_base.origins import Origins
 from ppo_mpi_base.policies import ActorCritic, action_noise, any_observations
 from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.seeding import torch_kept
@@ -39,6 +40,8 @@ class Objective(nn.Module):
         self.actor_critic, self.loss_fn, self.hooks = actor_critic, loss_fn, list(hooks)
         self.known: list[str] = []
         """What the statistics are called, once it is known: their places in the message must stay the same."""
+        self.others: frozenset[str] = frozenset()
+        """The losses and statistics, as they are called there, that other ranks compute in this one's place."""
 
     def terms(self, batch: Batch, coefficients: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the named losses, after all hooks, and the statistics with the losses among them."""
@@ -57,15 +60,17 @@ class Objective(nn.Module):
         return losses, {**{f"{name}_loss": loss for name, loss in losses.items()}, **statistics}
 
     def forward(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str]) -> tuple[Tensor, Tensor]:
-        """Return the sum of all losses but the idle ones, a scalar, and the statistics, (S,)."""
+        """Return the sum of this rank's losses but the idle ones, a scalar, and the statistics, (S,), 0 if others'."""
         losses, statistics = self.terms(batch, coefficients)
         if self.known and list(statistics) != self.known:
             raise ConfigurationError(
                 f"losses and statistics were {', '.join(self.known)} at first, and are {', '.join(statistics)} now: "
                 "loss_fn and on_losses must always return the same ones; multiply by 0 a loss that is not to count"
             )
-        total = torch.stack([loss for name, loss in losses.items() if name not in idle]).sum()
-        return total, torch.stack([value.detach() for value in statistics.values()])
+        own = [loss for name, loss in losses.items() if name not in idle and f"{name}_loss" not in self.others]
+        nothing = torch.zeros_like(own[0])
+        numbers = [nothing if name in self.others else value.detach() for name, value in statistics.items()]
+        return torch.stack(own).sum(), torch.stack(numbers)
 
 
 def checked_names(
@@ -81,12 +86,13 @@ def checked_names(
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
         except KeyError as error:
-            missing = error.args[0] if error.args else None
+            missing, extras = error.args[0] if error.args else None, ", ".join(batch.extras) or "none"
             if missing in coefficients or missing in batch.extras:
                 raise
             raise ConfigurationError(
                 f"loss_fn reads {missing!r}, which is not there: coefficients are {', '.join(coefficients)} and "
-                f"those of loss_coefficients={{{missing!r}: ...}}; extras are what hooks add to rollout.extras"
+                f"those of loss_coefficients={{{missing!r}: ...}}; extras are {extras}, what hooks and "
+                "advantage_fn add to rollout.extras"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):
             raise ConfigurationError(
@@ -112,6 +118,15 @@ def checked_names(
     return list(losses), list(statistics)
 
 
+def origins_of_terms(objective: Objective, batch: Batch, coefficients: dict[str, Tensor]) -> dict[str, frozenset[str]]:
+    """Evaluate the losses once, and return of which networks, "policy" and "value", each loss and statistic is made."""
+    with undisturbed(objective.actor_critic, evaluating=False), torch.enable_grad():
+        # Within: the parameters have tensors of their own there.
+        with Origins(objective.actor_critic.parameter_slices()) as origins:
+            statistics = objective.terms(batch, coefficients)[1]
+        return {name: origins.of(value) for name, value in statistics.items()}
+
+
 class Gradients:
     """Adds the losses' gradients to the flat message, and lets the policy act.
 
@@ -125,12 +140,20 @@ class Gradients:
         self.objective, self.flat = objective, flat
         self._compiler = compiler
         self._names = flat.names(objective)
+        self._trained = self._names
+        self._start = 0  # of their gradients in the message
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
         self._weights = _cast_weights(objective.actor_critic, flat.data.device)
         self._cast = {name: weight.detach().to(torch.bfloat16) for name, weight in self._weights.items()}
         self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
         self._acted: tuple[Tensor, ...] | None = None  # on a device with a memory of its own
+
+    def leave_to_others(self, slices: frozenset[str], terms: frozenset[str]) -> None:
+        """Add no gradients to these slices, and compute none of these losses and statistics: other ranks do."""
+        self.objective.others = terms
+        own = [(name, of) for name, of in zip(self._names, self.flat.slice_names, strict=True) if of not in slices]
+        self._trained, self._start = [name for name, _ in own], self.flat.slices[own[0][1]].start
 
     @torch.no_grad()
     def begin_rollout(self) -> None:
@@ -181,14 +204,16 @@ class Gradients:
             self.flat.statistics[: len(statistics)].add_(statistics, alpha=weight)
 
         def traceable(message: Tensor, data: Tensor, *tensors: Tensor) -> None:
-            def total(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-                return functional_call(self.objective, parameters, arguments(tensors))
+            def total(trained: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+                return functional_call(self.objective, {**parameters, **trained}, arguments(tensors))
 
             # With respect to each parameter, not to the flat tensor: that would add up one zero-padded gradient each.
             parameters = dict(zip(self._names, self.flat.views(data), strict=True))
-            gradient, statistics = torch.func.grad(total, has_aux=True)(parameters)
-            parts = torch.cat([*(gradient[name].reshape(-1) for name in self._names), statistics])
-            message[: len(parts)].add_(parts, alpha=weight)
+            trained = {name: parameters[name] for name in self._trained}
+            gradient, statistics = torch.func.grad(total, has_aux=True)(trained)
+            parts = torch.cat([x.reshape(-1) for x in gradient.values()])
+            message[self._start : self._start + len(parts)].add_(parts, alpha=weight)
+            message[len(data) : len(data) + len(statistics)].add_(statistics, alpha=weight)
 
         return self._compiler(traceable, "the losses run", by_autograd)
 

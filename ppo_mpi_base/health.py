@@ -57,7 +57,7 @@ def raise_not_finite(worker: Worker) -> None:
     worker.ranks.raise_together(
         TrainingError(
             f"gradient or loss is not finite: rank {', '.join(map(str, culprits)) or 'any (only their sum)'}, "
-            f"iteration {worker.iteration} (total_steps {worker.total_steps}); no parameter was changed"
+            f"iteration {worker.iteration} (total_steps {worker.total_steps}); no parameter was changed by it"
         )
     )
 
@@ -109,8 +109,18 @@ def check_row(worker: Worker, row: dict[str, Any]) -> None:
             raise ConfigurationError(f"on_iteration: statistics[{name!r}]={value!r} must be one number") from error
 
 
-def check_extras(rollout: Rollout) -> None:
-    """Raise `ConfigurationError` where a hook has put into `rollout.extras` what minibatches cannot be taken from."""
+def check_hooked(worker: Worker, rollout: Rollout) -> None:
+    """Check what hooks have made of a rollout, on this rank.
+
+    Raises:
+        ConfigurationError: minibatches cannot be taken from what is in `rollout.extras`.
+        TrainingError: a reward is not finite any more.
+    """
+    if not rollout.rewards.isfinite().all():
+        raise TrainingError(
+            f"on_rollout: a hook has made rollout.rewards infinite or NaN: rank {worker.ranks.rank}, iteration "
+            f"{worker.iteration} (total_steps {worker.total_steps})"
+        )
     shape = tuple(rollout.rewards.shape)
     for name, extra in rollout.extras.items():
         if not isinstance(extra, Tensor) or extra.shape[:2] != shape:

@@ -105,6 +105,30 @@ class Communicator:
         """Return every rank's value, in rank order; for small Python objects. Collective: call on all ranks."""
         return [value] if self._comm is None else self._call("gather_all", self._comm.allgather, value)
 
+    def gather_arrays(self, array: np.ndarray) -> np.ndarray:
+        """Return every rank's array, (size, *shape), in rank order; of equal shape and dtype everywhere.
+
+        Collective: call on all ranks.
+        """
+        gathered = np.empty((self.size, *array.shape), array.dtype)
+        if self._comm is None:
+            gathered[0] = array
+        else:
+            self._call("gather_arrays", self._comm.Allgather, np.ascontiguousarray(array), gathered)
+        return gathered
+
+    def split(self, color: int) -> Communicator:
+        """Return the ranks that give the same number, in their order, as a communicator of their own.
+
+        A watch goes on over it, as far as all ranks make the same calls. Collective: call on all ranks.
+        """
+        if self._comm is None:
+            return self
+        part: Any = self._comm.Split(color, self.rank)
+        communicator = Communicator(part if part.size > 1 else None)
+        communicator._watch = self._watch
+        return communicator
+
     def barrier(self) -> None:
         """Wait until every rank is here. Collective: call on all ranks."""
         if self._comm is not None:

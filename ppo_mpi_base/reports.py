@@ -34,7 +34,7 @@ class Reports:
         saved_return: that of the best networks that were saved, on rank 0: of fewer, where a disk was full.
         worth_saving: whether the latest rollout's networks are better than those.
         seconds: phase name -> seconds that this rank spent in it since the last row.
-        messages: seconds of each reduction of a gradient since then; as many on all ranks.
+        messages: seconds of each reduction of a gradient since then; as many on all ranks that reduced it together.
     """
 
     def __init__(self, config: Config, ranks: Communicator, held: ExitStack) -> None:
@@ -106,13 +106,16 @@ class Reports:
             self.best_return = self.episode_return
         self.worth_saving = bool(gathered) and not self.episode_return <= self.saved_return
 
-    def times_row(self, total_steps: int) -> dict[str, float]:
-        """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks."""
+    def times_row(self, total_steps: int, team: Communicator | None = None) -> dict[str, float]:
+        """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks.
+
+        `team` are the ranks that reduced gradients together; None: all.
+        """
         now = time.perf_counter()
         passed = now - self.row_started
         # A reduction takes the rank that comes last only what it costs: what it takes others beyond that, they wait.
         messages = np.array(self.messages)
-        self.ranks.min_(messages)
+        (team or self.ranks).min_(messages)
         self.seconds["communication"] += messages.sum()
         self.seconds["waiting"] += sum(self.messages) - messages.sum()
         self.messages.clear()

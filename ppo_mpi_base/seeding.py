@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-NETWORKS, EPISODES, ACTIONS, MINIBATCHES, EVALUATION = range(5)
+NETWORKS, EPISODES, ACTIONS, MINIBATCHES, EVALUATION, LAYERS = range(6)
 
 
 def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:
@@ -19,6 +19,11 @@ def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:
 def generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
     """Return NumPy's default generator for one purpose."""
     return np.random.default_rng(seed_sequence(seed, purpose, *key))
+
+
+def seed_torch(seed: int, *key: int) -> None:
+    """Set torch's own random states, from which layers such as dropout and users' functions draw."""
+    torch.manual_seed(int(seed_sequence(seed, LAYERS, *key).generate_state(1, np.uint64)[0]))
 
 
 def torch_kept(device: torch.device) -> AbstractContextManager[None]:

@@ -17,10 +17,11 @@ from torch import Tensor
 from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
-from ppo_mpi_base.compilation import choose_compiler
+from ppo_mpi_base.compilation import Eager, choose_compiler
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.division import Undivided, choose_division
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names
+from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names, origins_of_terms
 from ppo_mpi_base.interruption import Interruption
 from ppo_mpi_base.memory import keep_freed_memory
 from ppo_mpi_base.mpi import Communicator
@@ -30,7 +31,7 @@ from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
 from ppo_mpi_base.rollout import Batch, Rollout, Shuffled, explained_variance, minibatch_order
 from ppo_mpi_base.saved_policy import save_policy
-from ppo_mpi_base.seeding import MINIBATCHES, generator
+from ppo_mpi_base.seeding import MINIBATCHES, generator, seed_torch
 from ppo_mpi_base.storage import Storage
 from ppo_mpi_base.threads import blas_code, share_cores
 
@@ -108,6 +109,7 @@ class Worker:
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
         spaces = self.environments.observation_space, self.environments.action_space
         compiler = choose_compiler(config, spaces[0], self.device, ranks.size, self.reports.tell)
+        self.compiled = type(compiler) is not Eager
         self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
 
@@ -121,6 +123,7 @@ class Worker:
             self.reports,
             self.first_global_index,
         )
+        self.division = Undivided(ranks)
         self.shuffled = Shuffled(config.minibatch_size)
         self.observation_moments = RunningMoments(spaces[0].shape or ())
         self.reward_normalizer = RewardNormalizer(config.environments_per_rank, config.gamma)
@@ -128,7 +131,7 @@ class Worker:
         self.gradient_limits = {"policy": config.pi_grad_clip, "value": config.v_grad_clip}
         self.epochs = {"policy": config.train_pi_epochs, "value": config.train_v_epochs}
         self.idle: frozenset[str] = frozenset()
-        self.stopped_by_kl = False
+        self.stopped_by_kl = self.not_finite = False
         self.iteration = self.total_steps = 0
         self.steps_per_iteration = config.samples_per_rank * ranks.size
         self.loss_names: list[str] = []
@@ -149,6 +152,8 @@ class Worker:
         for hook in config.hooks:
             hook.on_start(self)
         together(ranks, lambda: health.check_states(config.hooks))
+        # Networks were built from equal random numbers; from here on each rank draws its own.
+        seed_torch(config.seed, self.first_global_index)
         if not (config.resume == "auto" and self.checkpoints.restore(self)):
             self.checkpoints.begin_anew()
             self.environments.reset(self.storage.observations[0])
@@ -195,7 +200,7 @@ class Worker:
             rollout.rewards.copy_(torch.as_tensor(scaled))
         for hook in config.hooks:
             hook.on_rollout(self, rollout)
-        health.check_extras(rollout)
+        health.check_hooked(self, rollout)
         if self.reports.worth_saving and config.save_location is not None and self.ranks.is_root:
             # Now, not after the update: these are the networks that earned the score.
             self._save_policy("best")
@@ -229,17 +234,19 @@ class Worker:
         generators = [generator(config.seed, MINIBATCHES, first + i, self.iteration) for i in range(n)]
         between = generator(config.seed, MINIBATCHES, first, self.iteration, 1)
         self.stopped_by_kl = False
+        samples = rollout.samples()
+        self._know_losses(samples.split(config.minibatch_size)[0])
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
-        for epoch, batches in zip(epochs, self.shuffled.epochs(rollout.samples(), orders), strict=True):
-            self._know_losses(batches[0])
-            if self._over(self._idle(epoch)):
+        shared = self.division.share(samples, orders, config.minibatch_size)
+        for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
+            if self.not_finite or self._over(self._idle(epoch)):
                 return
             self._epoch_statistics = []
             for start in range(0, len(batches), config.grad_accum):
-                self.idle = self._idle(epoch)
-                if self._over(self.idle):
+                if self.not_finite or self._over(self._idle(epoch)):
                     return
+                self.idle = self._idle(epoch)
                 update = batches[start : start + config.grad_accum]
                 self._begin_update(update)
                 yield update
@@ -250,12 +257,24 @@ class Worker:
         return frozenset(over | {"policy"} if self.stopped_by_kl else over)
 
     def _know_losses(self, batch: Batch) -> None:
-        """Learn what losses and statistics are called, and check them, the first time."""
-        if not self.loss_names:
-            self.loss_names, self.statistic_names = builders.checked_together(
-                self.ranks, lambda: checked_names(self.objective, batch, self.coefficients, self.config)
-            )
-            self.objective.known = self.statistic_names
+        """Learn what losses and statistics are called, check them, and share them among ranks, the first time."""
+        if self.loss_names:
+            return
+        terms = self.objective, batch, self.coefficients
+        names = builders.checked_together(self.ranks, lambda: checked_names(*terms, self.config))
+        self.loss_names, self.statistic_names = names
+        self.objective.known = self.statistic_names
+        self.division = choose_division(
+            self.config,
+            self.ranks,
+            self.actor_critic,
+            self.flat,
+            self.compiled,
+            lambda: origins_of_terms(*terms),
+            self.reports.tell,
+        )
+        self.gradients.leave_to_others(self.division.idle, self.division.others)
+        self.shuffled = Shuffled(self.division.minibatch_size(self.config.minibatch_size))
 
     def _over(self, idle: frozenset[str]) -> bool:
         """Return whether nothing is left to train: no slice, or no loss for those that are."""
@@ -265,7 +284,7 @@ class Worker:
         self.update = update
         self.flat.message.zero_()
         samples = sum(batch.advantages.shape[0] for batch in update)
-        self._per_sample = 1 / (samples * self.ranks.size)
+        self._per_sample = 1 / (samples * self.division.team.size)
 
     def backward(self, minibatch: Batch) -> None:
         """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
@@ -275,20 +294,21 @@ class Worker:
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def allreduce(self) -> dict[str, float]:
-        """Sum gradient and statistics over ranks in one message, and return the statistics.
+        """Sum gradient and statistics over the ranks that train the same in one message, and return their statistics.
 
         Collective: call on all ranks.
         """
         flat, started = self.flat, time.perf_counter()
         flat.to_host()  # waits for a device of its own to finish the gradient
         there = time.perf_counter()
-        self.ranks.sum_(flat.host)
+        self.division.team.sum_(flat.host)
         summed = time.perf_counter()
         self.reports.messages.append(summed - there)
-        if self.ranks.size > 1:
+        if self.division.team.size > 1:
             flat.from_host()
         self.reports.seconds["learning"] += there - started + time.perf_counter() - summed
-        return dict(zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False))
+        found = zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False)
+        return {name: x for name, x in found if name not in self.division.others}
 
     def step(self, statistics: dict[str, float]) -> None:
         """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
@@ -297,14 +317,18 @@ class Worker:
             TrainingError: the gradient is not finite; no parameter has changed.
         """
         started = time.perf_counter()
-        self._epoch_statistics.append(statistics)
         limit = KL_TOLERANCE * self.config.target_kl
         if limit > 0 and statistics["kl"] > limit:
             self.stopped_by_kl = True
-        names = [n for n in self.flat.slices if n not in self.idle and not (n == "policy" and self.stopped_by_kl)]
+        resting = self.idle | self.division.idle
+        names = [n for n in self.flat.slices if n not in resting and not (n == "policy" and self.stopped_by_kl)]
         norms = {name: self.flat.norm(name) for name in names}
+        self._epoch_statistics.append({**statistics, **{f"gradient_norm_{name}": x for name, x in norms.items()}})
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
-            health.raise_not_finite(self)
+            self.not_finite = True
+            if not self.division.idle:
+                health.raise_not_finite(self)
+            return  # the ranks that train the other network do not know yet
         scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
         self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
         self.reports.seconds["learning"] += time.perf_counter() - started
@@ -312,6 +336,7 @@ class Worker:
     def finish_iteration(self, rollout: Rollout) -> None:
         """Update normalization and schedules, evaluate, run hooks, write files. Collective: call on all ranks."""
         config = self.config
+        means = self._bring_together()
         self.iteration += 1
         if config.normalize_observations:
             seen = rollout.observations.flatten(0, 1).cpu().numpy()  # as a callback or a hook has left them
@@ -321,7 +346,7 @@ class Worker:
         self._broadcast(self.actor_critic.network_buffers() if self.ranks.size > 1 else ())
         before = self.total_steps - self.steps_per_iteration
         evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
-        row = {**self._row(rollout), **evaluation}
+        row = {**self._row(rollout, means), **evaluation}
         self.anneal()
         for hook in config.hooks:
             hook.on_iteration(self, row)
@@ -374,21 +399,30 @@ class Worker:
         if self.config.anneal_entropy_coef:
             self.coefficients["entropy_coef"].fill_(first["entropy_coef"] * left)
 
-    def _row(self, rollout: Rollout) -> dict[str, float]:
-        """Return the iteration's row of the logs, equal on all ranks; losses are means over the last epoch."""
+    def _bring_together(self) -> dict[str, float]:
+        """Take what other ranks have trained; return the last epoch's mean losses and statistics. Collective."""
         last_epoch = self._epoch_statistics
+        if not last_epoch:
+            return {}
+        if self.division.idle and self.ranks.max(float(self.not_finite)) > 0:
+            health.raise_not_finite(self)
+        names = [*self.statistic_names, *(f"gradient_norm_{name}" for name in self.flat.slices)]
+        each = [[update[name] for update in last_epoch if name in update] for name in names]
+        mine = np.array([sum(found) / len(found) if found else math.nan for found in each])
+        means = self.division.bring_together(self.flat, self.optimizer, mine, self.reports.seconds)
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _row(self, rollout: Rollout, means: dict[str, float]) -> dict[str, float]:
+        """Return the iteration's row of the logs, equal on all ranks; `means` are those of losses and statistics."""
         row = {
             "total_steps": self.total_steps,
             "iteration": self.iteration,
             **self.reports.episodes_row(),
-            **{
-                name: sum(s[name] for s in last_epoch) / len(last_epoch)
-                for name in (last_epoch[0] if last_epoch else ())
-            },
+            **means,
             "explained_variance": explained_variance(rollout.values, rollout.returns, self.ranks),
             **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
             **{f"coefficient_{name}": x.item() for name, x in self.coefficients.items()},
-            **self.reports.times_row(self.total_steps),
+            **self.reports.times_row(self.total_steps, self.division.team),
         }
         if self.config.external_update_callback is not None:
             returned = [float(loss) for loss in self.ranks.gather_all(self._external_loss) if loss is not None]

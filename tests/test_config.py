@@ -23,7 +23,7 @@ from ppo_mpi_base.config import Config, Range
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.keywords import KNOWN_AS, keywords_of
-from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.ppo import PPO, ppo_losses
 
 
 def env_fn() -> Any:
@@ -172,6 +172,13 @@ def test_tensors_are_made_where_the_package_says() -> None:
     assert "torch.set_default_device('meta')" in text and "device='meta'" in text
 
 
+def test_a_coefficient_that_nothing_reads_is_told() -> None:
+    text = error_of(loss_coefficients={"clip_ration": 0.1})
+    assert text == (
+        "loss_coefficients['clip_ration']: nothing reads it without a loss_fn; did you mean 'clip_ratio'?"
+    ), text
+
+
 def test_coefficients_that_are_keywords_have_their_ranges() -> None:
     text = error_of(loss_coefficients={"clip_ratio": -1})
     assert text.startswith("loss_coefficients['clip_ratio']=-1 must be a number above 0"), text
@@ -271,7 +278,7 @@ def test_coefficients_of_the_loss() -> None:
         "entropy_coef": 0.01,
         "value_coef": 0.5,
     }
-    more = config(value_clip_ratio=0.3, loss_coefficients={"beta": 2}).coefficients
+    more = config(value_clip_ratio=0.3, loss_fn=ppo_losses, loss_coefficients={"beta": 2}).coefficients
     assert (more["value_clip_ratio"], more["beta"]) == (0.3, 2.0) and type(more["beta"]) is float
     assert config(loss_coefficients={"clip_ratio": 0.7}).coefficients["clip_ratio"] == 0.7
 

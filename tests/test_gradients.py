@@ -17,7 +17,7 @@ from ppo_mpi_base.compilation import Compiler, Eager, choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import Gradients, Objective, checked_names
+from ppo_mpi_base.gradients import Gradients, Objective, checked_names, origins_of_terms
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import FlattenPixels, Scaled, SharedTrunk, SpaceToDepthConv2d, mlp
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
@@ -105,6 +105,46 @@ def test_idle_losses_are_reported_but_train_nothing() -> None:
     eager(objective, flat).add(batch, coefficients(), frozenset({"policy"}), 1.0)
     assert not flat.gradient[flat.slices["policy"]].any() and flat.gradient[flat.slices["value"]].any()
     assert flat.statistics[:5].all()
+
+
+@needs_a_compiler
+def test_compiled_gradients_and_statistics_have_the_weight_of_their_minibatch() -> None:
+    (batch,), messages = batches_of(BOX, Discrete(3), 1), []
+    for compiler in (Eager(), Compiler(pytest.fail)):
+        objective, flat = parts(mlp, BOX, Discrete(3))
+        Gradients(objective, flat, compiler).add(batch, coefficients(), NOBODY, 0.25)
+        messages.append(flat.message)
+    torch.testing.assert_close(*messages, rtol=1e-4, atol=1e-6)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_other_ranks_train_is_left_out(compiled: bool) -> None:
+    (batch,), (objective, flat) = batches_of(BOX, Discrete(3), 1), parts(mlp, BOX, Discrete(3))
+    eager(objective, flat).add(batch, coefficients(), NOBODY, 0.5)
+    whole, names = flat.message.clone(), list(objective.terms(batch, coefficients())[1])
+    for other, terms in (("value", {"value_loss"}), ("policy", {"policy_loss", "kl", "clip_fraction", "entropy"})):
+        objective, flat = parts(mlp, BOX, Discrete(3))
+        gradients = Gradients(objective, flat, Compiler(pytest.fail) if compiled else Eager())
+        gradients.leave_to_others(frozenset({other}), frozenset(terms))
+        gradients.add(batch, coefficients(), NOBODY, 0.5)
+        expected = whole.clone()
+        expected[flat.slices[other]] = 0
+        expected[[len(flat.data) + names.index(name) for name in terms]] = 0
+        torch.testing.assert_close(flat.message, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_each_loss_and_statistic_is_followed_to_its_network() -> None:
+    (batch,), (objective, _) = batches_of(BOX, Discrete(3), 1), parts(mlp, BOX, Discrete(3))
+    for clipped in ({}, {"value_clip_ratio": 0.2}):
+        policy, value = frozenset({"policy"}), frozenset({"value"})
+        assert origins_of_terms(objective, batch, coefficients(**clipped)) == {
+            "policy_loss": policy,
+            "value_loss": value,
+            "kl": policy,
+            "clip_fraction": policy,
+            "entropy": policy,
+        }
 
 
 @needs_a_compiler

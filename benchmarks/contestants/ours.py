@@ -92,7 +92,7 @@ def env_fn() -> gymnasium.Env:
     return gymnasium.make("HalfCheetah-v5")
 
 
-def keywords(setting: Setting, directory: str, compiled: bool = True) -> dict[str, object]:
+def keywords(setting: Setting, directory: str, compiled: bool = True, divide: bool = True) -> dict[str, object]:
     """Return the keywords of `PPO`: the presets' normalization, which no peer does here, among them."""
     return {
         **presets.mujoco(RANKS),
@@ -106,6 +106,7 @@ def keywords(setting: Setting, directory: str, compiled: bool = True) -> dict[st
         "train_pi_epochs": setting.epochs,
         "train_v_epochs": setting.epochs,
         "compile": compiled,
+        "divide_networks": "auto" if divide else False,
         "log_directory": directory,
         "save_location": None,
         "quiet": True,
@@ -116,11 +117,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--setting", choices=SETTINGS, default="paper")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--undivided", action="store_true", help="both ranks train both networks")
     parser.add_argument("--seconds", type=float, default=12)
     arguments = parser.parse_args()
     setting, stopwatch = SETTINGS[arguments.setting], Stopwatch(arguments.seconds)
     with tempfile.TemporaryDirectory() as directory:
-        PPO(**keywords(setting, directory, not arguments.eager), hooks=[stopwatch])  # type: ignore[arg-type]
+        chosen = keywords(setting, directory, not arguments.eager, not arguments.undivided)
+        PPO(**chosen, hooks=[stopwatch])  # type: ignore[arg-type]
     if world().is_root:
         messages = stopwatch.mean("time_communication")  # the wait for the slower rank is in time_waiting
         figures = {

@@ -437,6 +437,47 @@ print(f"{rank} ended at {result.total_steps}\\n", end="", flush=True)
 """
 
 
+# Networks whose builders differ over ranks; rank 1 is slow.
+ALIKE = """
+import time
+
+import torch
+
+
+def network_fn(obs_dim, out_dim=1):
+    network = mlp(obs_dim, out_dim)
+    with torch.no_grad():
+        network[1].bias.fill_(rank + 0.5)
+    return network
+
+
+class Slow(gymnasium.Wrapper):
+    def step(self, action):
+        time.sleep(0.01 * rank)
+        return self.env.step(action)
+
+
+class Alike(Hooks):
+    def on_start(self, worker):
+        first, other = worker.ranks.gather_all(worker.flat.data.numpy().tobytes())
+        assert first == other, "other weights"
+
+    def on_rollout(self, worker, rollout):
+        first, other = worker.ranks.gather_all(torch.rand(3).tolist())
+        assert first != other, "the same random numbers"
+
+    def on_iteration(self, worker, statistics):
+        mine = {name: x for name, x in statistics.items() if name not in ("fps", "seconds")}
+        first, other = worker.ranks.gather_all(mine)
+        different = [name for name in first if str(first[name]) != str(other[name])]
+        assert not different and statistics["slowest_rank"] == 1, different
+
+
+PPO(total_steps=64, env_fn=lambda: Slow(gymnasium.make("CartPole-v1")), hooks=[Alike()],
+    **{**keywords, "network_fn": network_fn, "value_network_fn": network_fn})
+"""
+
+
 def one_line(done: Finished) -> str:
     """Return the only line about an error, from which all launchers' remarks are dropped."""
     assert done.code != 0
@@ -479,7 +520,11 @@ def test_a_hook_on_one_rank_ends_the_run_on_all(tmp_path: Path) -> None:
         ("seed", "(0, 1000)", "seed=1000 on rank 1, but 0 on rank 0"),
         ("save_location", "(sys.argv[1], None)", "save_location=None on rank 1, but 'a directory' on rank 0"),
         ("stall_seconds", "(1800.0, None)", "stall_seconds=None on rank 1, but 1800.0 on rank 0"),
-        ("loss_coefficients", "({'a': 1.0}, {'a': 2.0})", "loss_coefficients['a']=2.0 on rank 1, but 1.0 on rank 0"),
+        (
+            "loss_coefficients",
+            "({'clip_ratio': 0.1}, {'clip_ratio': 0.2})",
+            "loss_coefficients['clip_ratio']=0.2 on rank 1, but 0.1 on rank 0",
+        ),
     ],
 )
 def test_other_keywords_on_one_rank_are_told_in_one_line(tmp_path: Path, name: str, values: str, text: str) -> None:
@@ -511,3 +556,9 @@ def test_ranks_on_other_processors_stay_in_step(tmp_path: Path) -> None:
     done = launch(PROCESSORS, 2, str(tmp_path), timeout=280)
     assert done.code == 0, done.stderr
     assert done.stdout.splitlines() == ["2"] * 2, "both ranks ran the same code: the test says nothing"
+
+
+@pytest.mark.timeout(300)
+def test_ranks_begin_and_log_alike_but_draw_their_own_random_numbers(tmp_path: Path) -> None:
+    done = launch(SMALL + ALIKE, 2, str(tmp_path), timeout=280)
+    assert done.code == 0, done.stderr
