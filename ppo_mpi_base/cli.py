@@ -27,9 +27,9 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.files import check_name, hold, write_output
+from ppo_mpi_base.files import check_name, hold, without_ending, write_output
 from ppo_mpi_base.mpi import fail_together, world
-from ppo_mpi_base.plot import compare_runs, plot_runs
+from ppo_mpi_base.plot import WRITTEN, compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.video import record_video
@@ -205,6 +205,8 @@ def plot(
         labels: A name for each RUN; its path where there is none.
         axis: Agent steps, or hours of wall-clock time.
     """
+    if not runs:
+        raise ConfigurationError("RUN: name a run's directory, or several: ppo-mpi plot runs/CartPole-v1/seed0")
     _tell_files(plot_runs(runs, output, labels=labels or None, axis=axis))
 
 
@@ -222,8 +224,9 @@ def compare(
         output: The path of table and pictures, without ending.
         labels: What the two are called; what their paths end with where it is not said.
     """
-    comparison = compare_runs(runs, against, output, labels=labels)
-    print(comparison)
+    print(compare_runs(runs, against, output, labels=labels))
+    path = without_ending(output, WRITTEN)
+    _tell_files([path.with_name(path.name + ending) for ending in (".json", *WRITTEN)])
 
 
 def video(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ppo_mpi_base.errors import ConfigurationError
+
 
 def mujoco(ranks: int) -> dict[str, Any]:
     """Return the setting for MuJoCo: 4,096 samples an iteration, updates of 256, 4 epochs; for networks of 64x64.
@@ -148,6 +150,8 @@ _NORMALIZED: dict[str, Any] = {
 
 def _shared_out(ranks: int, *, environments: int, length: int, minibatch: int) -> dict[str, Any]:
     """Return one rank's share of environments, steps of each, and minibatch, of which all ranks have so many."""
+    if not isinstance(ranks, int) or ranks < 1:
+        raise ConfigurationError(f"presets: ranks={ranks!r} must be a whole number of at least 1, as world().size is")
     own = max(1, environments // ranks)
     own_length = max(1, environments * length // (own * ranks))
     samples = own * own_length

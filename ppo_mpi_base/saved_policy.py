@@ -154,7 +154,14 @@ def _built(
         reason = " ".join(repr(error).split())
         raise ConfigurationError(f"load_policy: {path}.json is damaged: {reason}") from error
     if network_fn is not None:
-        network = network_fn(observation_dim(observation_space), action_dim(action_space), **policy_kwargs)
+        sizes = observation_dim(observation_space), action_dim(action_space)
+        try:
+            network = network_fn(*sizes, **policy_kwargs)
+        except Exception as error:  # of the user's function, whatever it is
+            raise ConfigurationError(
+                f"load_policy: network_fn{(*sizes,)} fails with policy_kwargs={policy_kwargs!r} ({error!r}): give "
+                "those of the training"
+            ) from error
     if network is None:
         raise ConfigurationError(
             f"{path.parent} holds a network of your own class: give network_fn, the function that builds it, and its "
@@ -192,7 +199,9 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
         description = json.loads((directory / f"{which}.json").read_bytes())
         tensors = safetensors.torch.load((directory / f"{which}.safetensors").read_bytes())
     except FileNotFoundError as error:
-        raise ConfigurationError(f"load_policy: there is no {error.filename}: was a policy saved there?") from error
+        inside = directory / "saved_model"
+        hint = f"did you mean {inside}?" if inside.is_dir() else "was a policy saved there?"
+        raise ConfigurationError(f"load_policy: there is no {error.filename}: {hint}") from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise ConfigurationError(f"load_policy: {path}.json or .safetensors is damaged: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:

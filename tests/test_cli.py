@@ -151,7 +151,9 @@ def test_plot_and_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(trained / "seed1", b)
     cli.main(["compare", a, "--", b, "--output", str(tmp_path / "comparison")])
     shown = capsys.readouterr().out
-    assert list(tmp_path.glob("comparison.*")) and "CartPole-v1" in shown and "seed0" in shown and "elsewhere" in shown
+    assert "CartPole-v1" in shown and "seed0" in shown and "elsewhere" in shown
+    written = sorted(tmp_path.glob("comparison.*"))
+    assert len(written) == 3 and all(str(path) in shown for path in written)
 
 
 def test_video(trained: Path, tmp_path: Path) -> None:
@@ -173,6 +175,7 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         (["train", "CartPol-v1"], "env_id='CartPol-v1'"),
         (["train", "CartPole-v1", "--gamma", "2"], "gamma=2.0 must be a number from 0 to 1"),
         (["evaluate", "nowhere"], "RUN: there is no directory nowhere"),
+        (["plot"], "RUN: name a run's directory, or several: ppo-mpi plot runs/"),
         (["compare", "seeds", "seeds"], r"compare: .* ppo-mpi compare RUN_A... -- RUN_B..."),
         (["plot", "nowhere"], "nowhere"),
         (["export", "seeds"], "seeds holds several runs"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ppo_mpi_base import presets
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.networks import mlp
 
 PRESETS = [(presets.mujoco, 32, 4096, 256), (presets.mujoco_paper, 16, 2048, 64), (presets.atari, 8, 1024, 256)]
@@ -34,6 +36,17 @@ def test_no_update_is_made_of_a_small_rest(preset: Callable[[int], dict[str, Any
     own = preset(ranks)
     rest = own["num_environments"] * own["rollout_length_per_worker"] % own["train_batch_size"]
     assert rest == 0 or rest >= own["train_batch_size"] / 2
+
+
+def test_atari_has_the_coefficients_that_codes_share() -> None:
+    names = ("clip_ratio", "value_coef", "entropy_coef", "pi_lr")  # table 5; the paper has value_coef 1
+    assert [presets.atari(1)[name] for name in names] == [0.1, 0.5, 0.01, 2.5e-4]
+
+
+@pytest.mark.parametrize("ranks", [0, "2", 2.0])
+def test_a_number_of_ranks_that_is_none_is_told(ranks: Any) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"ranks={ranks!r} must be a whole number of at least 1")):
+        presets.mujoco(ranks)
 
 
 @given(st.integers(1, 5000))

@@ -183,6 +183,12 @@ def test_a_class_of_ones_own_needs_its_builder(tmp_path: Path) -> None:
     actor_critic = save(tmp_path, Own, width=7)
     refused(tmp_path, "own class: give network_fn, .* and its policy_kwargs, to load_policy, evaluate")
     refused(tmp_path, "does not fit", network_fn=Own)
+    refused(
+        tmp_path,
+        r"network_fn\(4, \d\) fails .*{'widths': 7}.*: give those",
+        network_fn=Own,
+        policy_kwargs={"widths": 7},
+    )
     policy = load_policy(tmp_path, network_fn=Own, policy_kwargs={"width": 7})
     observation = np.ones(4, np.float32)
     np.testing.assert_array_equal(policy(observation), expected(actor_critic, observation))
@@ -228,6 +234,8 @@ def test_best_falls_back_to_the_latest(tmp_path: Path) -> None:
 def test_nothing_saved_is_told(tmp_path: Path) -> None:
     refused(tmp_path, "was a policy saved there")
     refused(tmp_path / "no" / "such", "was a policy saved there")
+    (tmp_path / "run" / "saved_model").mkdir(parents=True)
+    refused(tmp_path / "run", "did you mean .*/run/saved_model")
     save(tmp_path)
     (tmp_path / "best.json").unlink()
     refused(tmp_path, "was a policy saved there")

@@ -695,6 +695,15 @@ def test_what_is_not_finite_is_told_before_a_parameter_changes(tmp_path: Path, f
     assert watch.parameters.isfinite().all() and len(watch.rollouts) == iterations
 
 
+def test_a_reward_that_a_hook_has_spoiled_is_told(tmp_path: Path) -> None:
+    class Spoil(Hooks):
+        def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+            rollout.rewards[3] += math.nan if worker.iteration == 1 else 0
+
+    with pytest.raises(TrainingError, match=r"on_rollout: a hook has made .*rewards .* NaN: rank 0, iteration 1"):
+        train(tmp_path, hooks=[Spoil()])
+
+
 @pytest.mark.parametrize("at", [0, 3])
 def test_an_observation_of_another_shape_is_told(tmp_path: Path, at: int) -> None:
     with pytest.raises(TrainingError, match=r"environment 0: env_fn gave an observation of shape \(3,\)"):
