@@ -48,7 +48,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Model:
-    """What the pieces cost one rank, in microseconds; `message` is one Allreduce among the ranks that were measured."""
+    """What the pieces cost one rank, in microseconds; `message` is one Allreduce among ranks that train one network.
+
+    Of two networks, a rank trains one, on the minibatches of two ranks: "a sample" is one that a rank brings to them.
+    """
 
     environments: Line
     inference: Line
@@ -150,7 +153,7 @@ def show_cluster(model: Model) -> None:
     for name, setting in SETTINGS.items():
         alone = speed(1, model.per_step(setting, 0.0))
         for ranks in CLUSTER:
-            message = allreduce(ranks, model.message_bytes)
+            message = allreduce(ranks // 2, model.message_bytes)  # half of them train each network
             predicted = speed(ranks, model.per_step(setting, message))
             print(f"{name:12}{ranks:6}{message:11.1f} us{predicted:12.0f}{predicted / (ranks * alone):11.0%}")
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -40,13 +41,16 @@ class Undivided:
         """Return how many samples a minibatch of this rank has, where each rank brings so many to it."""
         return of_a_rank
 
-    def share(self, samples: Batch, orders: Iterable[np.ndarray], size: int) -> tuple[Batch, Iterable[np.ndarray]]:
+    def share(
+        self, samples: Batch, orders: Iterable[np.ndarray], size: int, seconds: dict[str, float]
+    ) -> tuple[Batch, Iterable[np.ndarray]]:
         """Return all samples that this rank trains from, and the order of each epoch.
 
         Args:
             samples: those of this rank, S of them.
             orders: of each epoch, (S,) indices into them.
             size: samples that a rank brings to a minibatch.
+            seconds: phase name -> seconds; those of messages and waiting are added.
         """
         return samples, orders
 
@@ -59,7 +63,7 @@ class Undivided:
             flat: all parameters; those of `idle`, and their gradients, are overwritten.
             adam: likewise, its moments.
             means: (S,), of all statistics; NaN where this rank does not compute one.
-            seconds: phase name -> seconds; those of messages and waiting are added.
+            seconds: as for `share`.
 
         Returns:
             (S,) the means of all statistics; NaN where no rank computes one.
@@ -91,11 +95,15 @@ class Divided(Undivided):
         """Return the samples of a minibatch: those of two ranks."""
         return 2 * of_a_rank
 
-    def share(self, samples: Batch, orders: Iterable[np.ndarray], size: int) -> tuple[Batch, Iterable[np.ndarray]]:
+    def share(
+        self, samples: Batch, orders: Iterable[np.ndarray], size: int, seconds: dict[str, float]
+    ) -> tuple[Batch, Iterable[np.ndarray]]:
         """Return the samples of both ranks and their orders, in which minibatches of both take turns."""
-        of_both = [self._of_both(x).flatten(0, 1) for x in samples[:-1]]
-        extras = {name: self._of_both(x).flatten(0, 1) for name, x in samples.extras.items()}
-        drawn = self.pair.gather_arrays(np.stack(list(orders)))
+        own = np.stack(list(orders))
+        with self._exchange(seconds):
+            of_both = [self._of_both(x).flatten(0, 1) for x in samples[:-1]]
+            extras = {name: self._of_both(x).flatten(0, 1) for name, x in samples.extras.items()}
+            drawn = self.pair.gather_arrays(own)
         drawn[1] += drawn.shape[-1]
         starts = range(0, drawn.shape[-1], size)
         together = (
@@ -108,23 +116,25 @@ class Divided(Undivided):
         self, flat: FlatParameters, adam: Adam, means: np.ndarray, seconds: dict[str, float]
     ) -> np.ndarray:
         """Take the other network from the partner, and return the means of all statistics."""
+        partner = 1 - self.pair.rank  # and the place of its network in NETWORKS, as in `slices`
+        part = flat.slices[NETWORKS[partner]]
+        with self._exchange(seconds):
+            for tensor in (flat.data, flat.gradient, adam.first_moment, adam.second_moment):
+                tensor[part] = self._of_both(tensor)[partner, part]
+            adam.steps[partner] = self.pair.gather_arrays(adam.steps)[partner, partner]
+            flat.to_host()
+            of_both = self.pair.gather_arrays(means)
+        return np.where(np.isnan(of_both[0]), of_both[1], of_both[0])
+
+    @contextmanager
+    def _exchange(self, seconds: dict[str, float]) -> Iterator[None]:
+        """Wait for the partner, then count the block's time as that of messages."""
         started = time.perf_counter()
         self.pair.barrier()
         arrived = time.perf_counter()
-        partner = 1 - self.pair.rank
-        for tensor in (flat.data, flat.gradient, adam.first_moment, adam.second_moment):
-            trained = self._of_both(tensor)[partner]
-            for name in self.idle:
-                tensor[flat.slices[name]] = trained[flat.slices[name]]
-        steps = self.pair.gather_arrays(adam.steps)
-        for k, name in enumerate(flat.slices):
-            if name in self.idle:
-                adam.steps[k] = steps[partner, k]
-        flat.to_host()
-        of_both = self.pair.gather_arrays(means)
         seconds["waiting"] += arrived - started
+        yield
         seconds["communication"] += time.perf_counter() - arrived
-        return np.where(np.isnan(of_both[0]), of_both[1], of_both[0])
 
     def _of_both(self, tensor: Tensor) -> Tensor:
         """Return a tensor of this rank and its partner, stacked."""
@@ -139,6 +149,7 @@ def choose_division(
     networks: ActorCritic,
     flat: FlatParameters,
     compiled: bool,
+    losses: Sequence[str],
     origins: Callable[[], Mapping[str, frozenset[str]]],
     tell: Callable[[str], None],
 ) -> Undivided:
@@ -150,7 +161,8 @@ def choose_division(
         networks: those that are trained.
         flat: their parameters.
         compiled: whether the losses are.
-        origins: says of which networks each loss and statistic is made.
+        losses: what they are called.
+        origins: says of which networks each loss, as `<name>_loss`, and each statistic is made.
         tell: gets a line where the networks were to be divided and cannot be.
     """
     wanted = config.divide_networks
@@ -161,8 +173,11 @@ def choose_division(
         why = "it would take longer"
     found: Mapping[str, frozenset[str]] = {}
     if why is None:
-        found = origins()
-        why = _why_indivisible(found)
+        try:
+            found = origins()
+            why = _why_indivisible(losses, found)
+        except Exception as error:  # of the user's losses, under a tracer that they may not get on with
+            why = f"the losses cannot be followed: {error}"
     if ranks.min(float(why is None)) == 1:
         return Divided(ranks, found)
     if wanted is True:
@@ -188,11 +203,11 @@ def _why_not(config: Config, ranks: Communicator, networks: ActorCritic, flat: F
     return None
 
 
-def _why_indivisible(origins: Mapping[str, frozenset[str]]) -> str | None:
+def _why_indivisible(losses: Sequence[str], origins: Mapping[str, frozenset[str]]) -> str | None:
     """Return why losses and statistics, by what they are made of, cannot be left to half of the ranks each."""
     of_both = [name for name, networks in origins.items() if len(networks) > 1]
     if of_both:
         return f"{', '.join(of_both)} is made of both"
-    if len(frozenset[str]().union(*origins.values())) < 2:
+    if len(frozenset[str]().union(*(origins[f"{name}_loss"] for name in losses))) < len(NETWORKS):
         return "no loss is made of one of them"
     return None

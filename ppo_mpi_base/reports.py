@@ -19,6 +19,7 @@ from ppo_mpi_base.files import hold
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.plot import learning_curve
+from ppo_mpi_base.provenance import keep_settings
 from ppo_mpi_base.steppers import Episode
 
 WINDOW = 100
@@ -65,6 +66,10 @@ class Reports:
             iteration = config.samples_per_rank * self.ranks.size
             end = done + iteration * math.ceil(max(0, config.total_steps - done) / iteration)
             self.logger = Logger(config.log_directory, end, config.quiet, resume_from_steps)
+            try:
+                keep_settings(self.directory, config, self.ranks.size, goes_on=resume_from_steps is not None)
+            except OSError as error:
+                self.tell_failure(f"the settings could not be written ({error.strerror}): training goes on")
             for text, failed in self._early:
                 self.logger.message(text, failed)
         self.steps_at_row = resume_from_steps or 0

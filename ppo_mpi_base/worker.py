@@ -77,6 +77,7 @@ class Worker:
         over: whether no iteration follows: `total_steps` are done, or `end` was called, or the run was interrupted.
         interrupted: whether a signal or `max_seconds` ends the run before its time, so that it should be continued.
         learning_rates: slice name ("policy", "value") -> learning rate; hooks may change it between iterations.
+        division: which ranks train which network; known from the first update on.
         coefficients: name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations.
         reports: the last 100 episodes and where the time goes.
     """
@@ -238,7 +239,7 @@ class Worker:
         self._know_losses(samples.split(config.minibatch_size)[0])
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
-        shared = self.division.share(samples, orders, config.minibatch_size)
+        shared = self.division.share(samples, orders, config.minibatch_size, self.reports.seconds)
         for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
             if self.not_finite or self._over(self._idle(epoch)):
                 return
@@ -270,6 +271,7 @@ class Worker:
             self.actor_critic,
             self.flat,
             self.compiled,
+            self.loss_names,
             lambda: origins_of_terms(*terms),
             self.reports.tell,
         )

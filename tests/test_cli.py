@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ppo_mpi_base import cli, run_file, tasks
+from ppo_mpi_base import cli, provenance, run_file, tasks
 from ppo_mpi_base.atari import LostLifeEnds
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate
@@ -313,7 +313,7 @@ def test_versions_are_those_that_are_imported(tmp_path: Path, monkeypatch: pytes
     (first / "numpy-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
     (first / "left_over-1.dist-info").mkdir()  # of an uninstallation that was interrupted
     monkeypatch.syspath_prepend(first)
-    assert run_file.facts(1)["versions"]["numpy"] == "0.0.1"
+    assert provenance.facts(1)["versions"]["numpy"] == "0.0.1"
 
 
 @pytest.mark.parametrize(

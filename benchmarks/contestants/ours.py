@@ -17,7 +17,7 @@ import numpy as np
 
 from ppo_mpi_base import presets
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.mpi import world
+from ppo_mpi_base.mpi import Communicator, world
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.worker import Worker
@@ -62,7 +62,7 @@ class Stopwatch(Hooks):
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Start the clock once all is compiled; stop training once the time is over."""
         if worker.iteration == WARM_ITERATIONS:
-            self.message_seconds = seconds_per_message(worker)
+            self.message_seconds = seconds_per_message(worker, worker.ranks)
             worker.reports.times_row(worker.total_steps)  # the next row must not count the messages
             self.first_step, self.started = worker.total_steps, time.perf_counter()
         elif worker.iteration > WARM_ITERATIONS:
@@ -77,13 +77,13 @@ class Stopwatch(Hooks):
         return float(np.mean([row[name] for row in self.rows]))
 
 
-def seconds_per_message(worker: Worker) -> float:
-    """Return what one Allreduce costs ranks that need not wait for each other. Collective: call on all ranks."""
+def seconds_per_message(worker: Worker, ranks: Communicator) -> float:
+    """Return what one Allreduce costs ranks that need not wait for each other. Collective: call on all these ranks."""
     message = np.zeros(worker.flat.message.numel(), np.float32)
     taken = []
     for _ in range(MESSAGES):
         started = time.perf_counter()
-        worker.ranks.sum_(message)
+        ranks.sum_(message)
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 

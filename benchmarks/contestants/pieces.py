@@ -16,7 +16,7 @@ from benchmarks.contestants.ours import Setting, keywords, seconds_per_message
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.ppo import ppo_losses
-from ppo_mpi_base.rollout import gae, minibatch_order
+from ppo_mpi_base.rollout import Batch, Rollout, gae, minibatch_order
 from ppo_mpi_base.training import training
 from ppo_mpi_base.worker import Worker
 
@@ -42,31 +42,40 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
     update = next(worker.updates(rollout))
     worker.backward(update[0])
     reduced = worker.allreduce()
+    worker.step(reduced)
 
     n, samples = config.environments_per_rank, config.rollout_length_per_worker * config.environments_per_rank
     observations, noise = rollout.observations[0], torch.zeros_like(rollout.actions[0])
     acted = torch.zeros_like(noise), torch.zeros_like(noise)
     actions, out = cycle(rollout.actions.clamp(-1, 1).numpy().copy()), np.empty_like(worker.storage.observations[0])
     generators = [np.random.default_rng(i) for i in range(n)]
-    orders = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
-    epochs = worker.shuffled.epochs(rollout.samples(), orders)
+    drawn = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
+    shared, (order,) = share(worker, rollout, next(drawn))
+    epochs = worker.shuffled.epochs(shared, (order for _ in drawn))
 
     inference = microseconds(lambda: worker.gradients.act(observations, noise, acted), seconds)
     return {
         "inference": inference,
-        "iteration": statistics.median(between_updates(worker, inference) for _ in range(ITERATIONS)),
+        "iteration": statistics.median(between_updates(worker, inference, next(drawn)) for _ in range(ITERATIONS)),
         "environments": microseconds(lambda: worker.environments.step(next(actions), out), seconds),
         "minibatch": microseconds(lambda: worker.backward(update[0]), seconds),
         "shuffle": microseconds(lambda: next(epochs), seconds) / samples,  # per sample
-        "message": 1e6 * seconds_per_message(worker),
+        "message": 1e6 * seconds_per_message(worker, worker.division.team),
         "optimizer": microseconds(lambda: worker.step(reduced), seconds),  # last: it spoils the networks
         "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),
         "parameters": worker.flat.data.numel(),
     }
 
 
-def between_updates(worker: Worker, inference: float) -> float:
-    """Return the microseconds of an iteration without updates, steps and acting: values, advantages, logs.
+def share(worker: Worker, rollout: Rollout, order: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+    """Return samples and order of this rank and its partner. Collective: call on all ranks."""
+    division, size, seconds = worker.division, worker.config.minibatch_size, worker.reports.seconds
+    samples, orders = division.share(rollout.samples(), [order], size, seconds)
+    return samples, list(orders)
+
+
+def between_updates(worker: Worker, inference: float, order: np.ndarray) -> float:
+    """Return the microseconds of an iteration without updates, steps and acting: values, advantages, exchanges, logs.
 
     Collective: call on all ranks.
     """
@@ -74,6 +83,7 @@ def between_updates(worker: Worker, inference: float) -> float:
     rollout = worker.rollout()
     rollout.advantages, rollout.returns = gae(rollout, config.gamma, config.lam)
     worker.standardize(rollout.advantages)
+    share(worker, rollout, order)
     stepping = worker.reports.seconds["environments"]
     worker.finish_iteration(rollout)
     return 1e6 * (time.perf_counter() - started - stepping) - config.rollout_length_per_worker * inference

@@ -64,7 +64,8 @@ def of_both(actor_critic, batch, coefficients):
 
 def policy_alone(actor_critic, batch, coefficients):
     losses, statistics = ppo_losses(actor_critic, batch, coefficients)
-    return {"policy": losses["policy"]}, {"kl": statistics["kl"]}
+    values = actor_critic.value(batch.observations)
+    return {"policy": losses["policy"]}, {"kl": statistics["kl"], "mean_value": values.mean()}
 
 
 def train(divide, env_id="Pendulum-v1", **keywords):

