@@ -179,10 +179,14 @@ def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Ca
     """Return a policy as a function observation -> action; see `load_policy`."""
     generator = np.random.default_rng(seed)
     actor_critic.eval()
+    shape = actor_critic.observation_space.shape
 
     @torch.no_grad()
     def policy(observation: np.ndarray) -> np.ndarray:
-        distribution = actor_critic.policy(torch.as_tensor(np.array(observation)[None]))  # a copy: any strides
+        copied = np.array(observation)  # whatever its strides are
+        if copied.shape != shape:
+            raise ConfigurationError(f"observation: its shape must be {shape}, as in training, not {copied.shape}")
+        distribution = actor_critic.policy(torch.as_tensor(copied[None]))
         if deterministic:
             action = distribution.mode()
         else:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""What it saves that half of the ranks train each network: `mpiexec -n 2 python -m benchmarks.dividing`.
+
+The iterations of one training are divided and undivided in turns, so that a machine that drifts treats both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks.contestants.ours import SETTINGS, keywords
+from ppo_mpi_base.division import Undivided
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.mpi import world
+from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.rollout import Rollout, Shuffled
+from ppo_mpi_base.worker import Worker
+
+WARM_ITERATIONS = 8
+
+
+class InTurns(Hooks):
+    """Time an iteration's updates, from the rollout's end to the iteration's, and let the next one go the other way."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+        self.ways: list[tuple[Undivided, Shuffled]] = []
+        self.seconds: list[list[float]] = [[], []]  # divided, undivided
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Stop the clock, and change the way."""
+        taken = worker.ranks.max(time.perf_counter() - self.started)
+        if not self.ways:
+            undivided = Undivided(worker.ranks), Shuffled(worker.config.minibatch_size)
+            self.ways = [(worker.division, worker.shuffled), undivided]
+        way = (worker.iteration - 1) % 2
+        if worker.iteration > WARM_ITERATIONS:
+            self.seconds[way].append(taken)
+        worker.division, worker.shuffled = self.ways[1 - way]
+        worker.gradients.leave_to_others(worker.division.idle, worker.division.others)
+        if worker.iteration == WARM_ITERATIONS + self.iterations:
+            worker.end()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--iterations", type=int, default=200, help="measured ones, of both ways together")
+    arguments = parser.parse_args()
+    for name, setting in SETTINGS.items():
+        turns = InTurns(arguments.iterations)
+        with tempfile.TemporaryDirectory() as directory:
+            PPO(**keywords(setting, directory), hooks=[turns])  # type: ignore[arg-type]
+        if world().is_root:
+            divided, undivided = (1000 * np.quantile(seconds, [0.25, 0.5, 0.75]) for seconds in turns.seconds)
+            texts = [f"{middle:6.1f} ms ({low:.1f} to {high:.1f})" for low, middle, high in (divided, undivided)]
+            share = divided[1] / undivided[1]
+            print(f"{name:12}divided {texts[0]}   undivided {texts[1]}   {share:.2f} of the time", flush=True)
+
+
+if __name__ == "__main__":
+    main()
