@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Line:
 class Model:
     """What the pieces cost one rank, in microseconds; `message` is one Allreduce among ranks that train one network.
 
-    Of two networks, a rank trains one, on the minibatches of two ranks: "a sample" is one that a rank brings to them.
+    Where a rank trains one network on the minibatches of two ranks, "a sample" is one that a rank brings to them.
     """
 
     environments: Line
@@ -138,22 +139,22 @@ def show_pieces(model: Model) -> None:
     print(f"gradient      {6 * model.parameters / max(model.minibatch.each, 1e-9) / 1000:8.1f} GFLOP/s, calls aside")
 
 
-def show_settings(model: Model, seconds: float) -> None:
+def show_settings(model: Model, seconds: float, flags: Sequence[str]) -> None:
     phases = list(model.per_step(SETTINGS["paper"]))
     print(f"\n{'us a step':12}" + "".join(f"{phase:>19}" for phase in phases) + f"{'predicted':>11}{'measured':>10}")
     for name, setting in SETTINGS.items():
         costs = model.per_step(setting)
-        measured = run("ours", "--setting", name, "--seconds", str(seconds))["steps_per_second"]
+        measured = run("ours", "--setting", name, "--seconds", str(seconds), *flags)["steps_per_second"]
         shown = "".join(f"{cost:19.1f}" for cost in costs.values())
         print(f"{name:12}{shown}{speed(2, costs):11.0f}{measured:10.0f}", flush=True)
 
 
-def show_cluster(model: Model) -> None:
+def show_cluster(model: Model, divided: bool) -> None:
     print(f"\n{'':12}{'ranks':>6}{'Allreduce':>14}{'predicted':>12}{'of linear':>11}")
     for name, setting in SETTINGS.items():
         alone = speed(1, model.per_step(setting, 0.0))
         for ranks in CLUSTER:
-            message = allreduce(ranks // 2, model.message_bytes)  # half of them train each network
+            message = allreduce(ranks // 2 if divided else ranks, model.message_bytes)
             predicted = speed(ranks, model.per_step(setting, message))
             print(f"{name:12}{ranks:6}{message:11.1f} us{predicted:12.0f}{predicted / (ranks * alone):11.0%}")
 
@@ -161,15 +162,17 @@ def show_cluster(model: Model) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="seconds to measure each setting")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--undivided", action="store_true", help="all ranks train both networks")
+    arguments = parser.parse_args()
+    flags = ["--undivided"] if arguments.undivided else []
     small, large = (
-        run("pieces", "--environments", str(n), "--length", str(length), "--minibatch", str(minibatch))
+        run("pieces", "--environments", str(n), "--length", str(length), "--minibatch", str(minibatch), *flags)
         for n, length, minibatch in SIZES
     )
     model = Model.fit(small, large)
     show_pieces(model)
-    show_settings(model, seconds)
-    show_cluster(model)
+    show_settings(model, arguments.seconds, flags)
+    show_cluster(model, not arguments.undivided)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,12 @@ if __name__ == "__main__":
     parser.add_argument("--environments", type=int, required=True)
     parser.add_argument("--length", type=int, required=True)
     parser.add_argument("--minibatch", type=int, required=True)
+    parser.add_argument("--undivided", action="store_true", help="both ranks train both networks")
     parser.add_argument("--seconds", type=float, default=2, help="seconds a piece")
     arguments = parser.parse_args()
     setting = Setting(arguments.environments, arguments.length, arguments.minibatch, epochs=1)
     with tempfile.TemporaryDirectory() as directory:
-        config = Config(**keywords(setting, directory))  # type: ignore[arg-type]
+        config = Config(**keywords(setting, directory, divide=not arguments.undivided))  # type: ignore[arg-type]
         with training(config, ppo_losses) as worker:
             found = pieces(worker, arguments.seconds)
     if world().is_root:
