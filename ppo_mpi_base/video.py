@@ -190,7 +190,7 @@ def _play(
 def _action(policy: Callable[[np.ndarray], np.ndarray], observation: Any, space: gymnasium.Space) -> np.ndarray:
     try:
         action = policy(observation)
-    except RuntimeError as error:
+    except (RuntimeError, ConfigurationError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
             f"env_fn: the policy was saved for other observations than {np.shape(observation)}: {reason}"
