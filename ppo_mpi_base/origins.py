@@ -31,6 +31,11 @@ class Origins(TorchDispatchMode):
             for tensor in tensors:
                 self._note(tensor, frozenset({name}))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that no compiler needs to be kept off `__torch_dispatch__`: to load it for that takes seconds."""
+        return False
+
     def of(self, result: Tensor) -> frozenset[str]:
         """Return the names of the tensors that a result was computed from."""
         return self._of.get(result.untyped_storage()._cdata, frozenset()) | self.seen_outside

@@ -314,6 +314,13 @@ def test_epochs_of_policy_and_value_end_apart(tmp_path: Path) -> None:
         assert worker.optimizer.steps.tolist() == [1, 3]
 
 
+def test_one_rank_has_no_half_for_each_network(tmp_path: Path, capsys: Any) -> None:
+    with working(tmp_path, divide_networks=True, quiet=False) as worker:
+        trained(worker, collected(worker))
+        assert worker.optimizer.steps.tolist() == [1, 1]
+    assert "divide_networks: all ranks train both networks (their number is odd)" in capsys.readouterr().out
+
+
 def test_training_is_delayed(tmp_path: Path) -> None:
     with working(tmp_path, delay_training_for_steps=10) as worker:
         counts = [len(trained(worker, collected(worker))) for _ in range(3)]

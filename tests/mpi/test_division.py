@@ -126,8 +126,8 @@ CASES = {
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_divided_or_not_ranks_make_the_same_updates(tmp_path: Path, ranks: int) -> None:
     cases = list(CASES.values())
-    few = [cases[0], cases[-1]]  # more ranks than cores are slow
-    done = launch("\n".join([SCRIPT, *(cases if ranks == 2 else few)]), ranks, str(tmp_path), timeout=280)
+    few = cases if ranks == 2 else cases[:1]  # more ranks than cores are slow
+    done = launch("\n".join([SCRIPT, *few]), ranks, str(tmp_path), timeout=280)
     assert done.code == 0, done.stderr
 
 
@@ -140,28 +140,24 @@ def test_compiled_losses_are_divided_by_default(tmp_path: Path) -> None:
 
 
 CANNOT = {
-    2: {
-        "loss_fn=of_both": "policy_loss is made of both",
-        "loss_fn=policy_alone": "no loss is made of one of them",
-        "target_kl=0.1": "the policy's updates and the value's may end apart",
-        "train_v_epochs=4": "the policy's updates and the value's may end apart",
-    },
-    3: {"num_environments=1, train_batch_size=8": "their number is odd"},
+    "loss_fn=of_both": "policy_loss is made of both",
+    "loss_fn=policy_alone": "no loss is made of one of them",
+    "target_kl=0.1": "the policy's updates and the value's may end apart",
+    "train_v_epochs=4": "the policy's updates and the value's may end apart",
 }
 
 
-@pytest.mark.parametrize("ranks", CANNOT)
 @pytest.mark.timeout(120)
-def test_where_networks_cannot_be_divided_one_line_says_why(tmp_path: Path, ranks: int) -> None:
+def test_where_networks_cannot_be_divided_one_line_says_why(tmp_path: Path) -> None:
     each = [
         f"one, other = train(False, {keywords}), train(True, quiet=False, {keywords})\n"
         'same(one, other)\nassert other.division == "Undivided"'
-        for keywords in CANNOT[ranks]
+        for keywords in CANNOT
     ]
-    done = launch("\n".join([SCRIPT, *each]), ranks, str(tmp_path), timeout=100)
+    done = launch("\n".join([SCRIPT, *each]), 2, str(tmp_path), timeout=100)
     assert done.code == 0, done.stderr
     said = re.findall(r"divide_networks: all ranks train both networks \((.*?)\)", " ".join(done.stdout.split()))
-    assert said == list(CANNOT[ranks].values())
+    assert said == list(CANNOT.values())
 
 
 @pytest.mark.timeout(120)

@@ -153,7 +153,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[st
     @cache
     def run(ranks: int) -> dict[str, Found]:
         directory, cases = tmp_path_factory.mktemp(f"ranks{ranks}"), CASES + EXTRA.get(ranks, [])
-        iterations = 1 if ranks > 4 else 5  # 12 updates each
+        iterations = 5  # 12 updates each
+        if ranks > 4:  # many more than cores are slow
+            iterations, cases = 1, CASES[::3]
         done = launch(TRAINING, ranks, str(directory), str(iterations), *cases, timeout=280)
         assert done.code == 0, done.stderr
         return {case: dict(np.load(directory / f"{case.replace(' ', '-')}.npz")) for case in cases}
@@ -176,7 +178,7 @@ def test_ranks_are_equal_to_the_last_bit_at_the_start_and_after_50_updates(train
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_ranks_collect_and_learn_what_one_rank_would(trained: Trained, ranks: int) -> None:
-    for case in CASES:
+    for case in filter(trained(ranks).__contains__, CASES):
         one, several = trained(1)[case], trained(ranks)[case]
         tolerance = 1e-10 if "float64" in case else 1e-5
         np.testing.assert_array_equal(several["start"], one["start"])
