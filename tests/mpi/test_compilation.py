@@ -15,12 +15,19 @@ import sys
 
 import gymnasium
 
+from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 
+
+class Check(Hooks):
+    def on_iteration(self, worker, statistics):
+        assert type(worker.division).__name__ == "Divided"  # as by default, where losses are compiled
+
+
 PPO(total_steps=1, env_fn=lambda: gymnasium.make("CartPole-v1"), network_fn=mlp, value_network_fn=mlp, compile=True,
     rollout_length_per_worker=32, train_batch_size=16, train_pi_epochs=2, train_v_epochs=2, log_directory=sys.argv[1],
-    save_location=None)
+    save_location=None, hooks=[Check()])
 """
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -129,14 +128,6 @@ def test_divided_or_not_ranks_make_the_same_updates(tmp_path: Path, ranks: int) 
     few = cases if ranks == 2 else cases[:1]  # more ranks than cores are slow
     done = launch("\n".join([SCRIPT, *few]), ranks, str(tmp_path), timeout=280)
     assert done.code == 0, done.stderr
-
-
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-@pytest.mark.timeout(300)
-def test_compiled_losses_are_divided_by_default(tmp_path: Path) -> None:
-    own = 'loss_fn=swapped_names, env_id="CartPole-v1", train_batch_size=12'  # and a rest of 4
-    done = launch(f'{SCRIPT}same_divided_or_not("auto", compile=True, {own})', 2, str(tmp_path), timeout=280)
-    assert done.code == 0 and "uncompiled" not in done.stdout, done.stderr
 
 
 CANNOT = {

@@ -287,7 +287,7 @@ PPO(total_steps=1e9, env_fn=env_fn, network_fn=network_fn, value_network_fn=mlp,
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("where", ["env_fn", "reset", "step", "network_fn", "hook"])
 def test_an_exception_on_one_rank_ends_all_with_its_traceback(tmp_path: Path, where: str) -> None:
-    done = launch(FAILING, 4, where, str(tmp_path), timeout=280)
+    done = launch(FAILING, 3, where, str(tmp_path), timeout=280)
     took = time.time() - float((tmp_path / "failed_at").read_text())
     assert done.code != 0
     assert took < 20, f"{took:.0f} s from the failure to the end of all ranks"
