@@ -245,9 +245,10 @@ class Worker:
                 return
             self._epoch_statistics = []
             for start in range(0, len(batches), config.grad_accum):
-                if self.not_finite or self._over(self._idle(epoch)):
+                idle = self._idle(epoch)
+                if self.not_finite or self._over(idle):
                     return
-                self.idle = self._idle(epoch)
+                self.idle = idle
                 update = batches[start : start + config.grad_accum]
                 self._begin_update(update)
                 yield update
@@ -316,7 +317,8 @@ class Worker:
         """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
 
         Raises:
-            TrainingError: the gradient is not finite; no parameter has changed.
+            TrainingError: the gradient is not finite; no parameter has changed. Where ranks divide the networks, it is
+                raised at the iteration's end, on all of them.
         """
         started = time.perf_counter()
         limit = KL_TOLERANCE * self.config.target_kl
