@@ -53,11 +53,12 @@ class InTurns(Hooks):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=200, help="measured ones, of both ways together")
+    parser.add_argument("--eager", action="store_true", help="uncompiled, as short runs are")
     arguments = parser.parse_args()
     for name, setting in SETTINGS.items():
         turns = InTurns(arguments.iterations)
         with tempfile.TemporaryDirectory() as directory:
-            PPO(**keywords(setting, directory), hooks=[turns])  # type: ignore[arg-type]
+            PPO(**keywords(setting, directory, not arguments.eager), hooks=[turns])  # type: ignore[arg-type]
         if world().is_root:
             divided, undivided = (1000 * np.quantile(seconds, [0.25, 0.5, 0.75]) for seconds in turns.seconds)
             texts = [f"{middle:6.1f} ms ({low:.1f} to {high:.1f})" for low, middle, high in (divided, undivided)]

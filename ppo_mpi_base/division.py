@@ -148,7 +148,6 @@ def choose_division(
     ranks: Communicator,
     networks: ActorCritic,
     flat: FlatParameters,
-    compiled: bool,
     losses: Sequence[str],
     origins: Callable[[], Mapping[str, frozenset[str]]],
     tell: Callable[[str], None],
@@ -160,7 +159,6 @@ def choose_division(
         ranks: the run's.
         networks: those that are trained.
         flat: their parameters.
-        compiled: whether the losses are.
         losses: what they are called.
         origins: says of which networks each loss, as `<name>_loss`, and each statistic is made.
         tell: gets a line where the networks were to be divided and cannot be.
@@ -169,7 +167,7 @@ def choose_division(
     if wanted is False:
         return Undivided(ranks)
     why = _why_not(config, ranks, networks, flat)
-    if why is None and wanted == "auto" and not (compiled and _alike(flat)):
+    if why is None and wanted == "auto" and not _alike(flat):
         why = "it would take longer"
     found: Mapping[str, frozenset[str]] = {}
     if why is None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -179,6 +180,16 @@ class ActorCritic(nn.Module):
             "value": value,
         }
 
+    @contextmanager
+    def idling(self, names: Iterable[str]) -> Iterator[None]:
+        """Let calls of these of two networks, "policy" and "value", give zeros in no time within the `with` block."""
+        networks = {"policy": self.network, "value": self.value_network}
+        widths = {"policy": action_dim(self.action_space), "value": 1}
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(_giving_zeros(networks[name], widths[name]))
+            yield
+
     def set_observation_moments(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Normalize by these from now on; each has the shape of an observation."""
         self.observation_mean.copy_(torch.as_tensor(mean))
@@ -244,6 +255,19 @@ class ActorCritic(nn.Module):
         policy, values = self.policy_and_value(observations)
         actions = policy.sample(noise)
         return actions, self.to_environment(actions), policy.log_prob(actions), values
+
+
+@contextmanager
+def _giving_zeros(network: nn.Module | None, width: int) -> Iterator[None]:
+    """Let calls of a network return zeros, (B, width). All else of it, such as its weights, stays what it is."""
+    attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
+    before = {name: attributes[name] for name in ("forward",) if name in attributes}
+    attributes["forward"] = lambda seen: seen.new_zeros(len(seen), width)
+    try:
+        yield
+    finally:
+        del attributes["forward"]
+        attributes.update(before)
 
 
 def _inner(bound: np.ndarray, inwards: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
-from ppo_mpi_base.compilation import Eager, choose_compiler
+from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.division import Undivided, choose_division
 from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
@@ -110,7 +110,6 @@ class Worker:
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
         spaces = self.environments.observation_space, self.environments.action_space
         compiler = choose_compiler(config, spaces[0], self.device, ranks.size, self.reports.tell)
-        self.compiled = type(compiler) is not Eager
         self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
 
@@ -271,7 +270,6 @@ class Worker:
             self.ranks,
             self.actor_critic,
             self.flat,
-            self.compiled,
             self.loss_names,
             lambda: origins_of_terms(*terms),
             self.reports.tell,

@@ -127,11 +127,16 @@ def test_what_other_ranks_train_is_left_out(compiled: bool) -> None:
         objective, flat = parts(mlp, BOX, Discrete(3))
         gradients = Gradients(objective, flat, Compiler(pytest.fail) if compiled else Eager())
         gradients.leave_to_others(frozenset({other}), frozenset(terms))
+        left, ran = objective.actor_critic.network if other == "policy" else objective.actor_critic.value_network, []
+        if not compiled:
+            [x for x in left.modules() if isinstance(x, nn.Linear)][0].register_forward_hook(lambda *_: ran.append(1))
         gradients.add(batch, coefficients(), NOBODY, 0.5)
+        assert not ran
         expected = whole.clone()
         expected[flat.slices[other]] = 0
         expected[[len(flat.data) + names.index(name) for name in terms]] = 0
         torch.testing.assert_close(flat.message, expected, rtol=1e-4, atol=1e-6)
+        assert left(torch.ones(1, 3)).any(), "the network is as before, for hooks and evaluations"
 
 
 def test_each_loss_and_statistic_is_followed_to_its_network() -> None:

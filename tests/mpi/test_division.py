@@ -50,6 +50,7 @@ def swapped_names(actor_critic, batch, coefficients):
     losses, statistics = ppo_losses(actor_critic, batch, coefficients)
     values = actor_critic.value(batch.observations)
     further = {"mean_value": values.mean(), "positive": batch.extras["positive"].to(values.dtype).mean()}
+    further["size"] = actor_critic.network[1].weight.square().sum()
     bonus = (batch.extras["halves"].to(values.dtype)[:, 0] * values).mean()
     return {"value": losses["policy"], "policy": losses["value"], "bonus": bonus}, {**statistics, **further}
 
