@@ -18,7 +18,6 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import hold
 from ppo_mpi_base.logger import Logger
 from ppo_mpi_base.mpi import Communicator
-from ppo_mpi_base.plot import learning_curve
 from ppo_mpi_base.provenance import keep_settings
 from ppo_mpi_base.steppers import Episode
 
@@ -174,6 +173,8 @@ class Reports:
         """Draw the learning curve, say on rank 0 what came out and where it is, and return the picture's path."""
         picture = self.directory / "learning_curve.png"
         if self.logger:
+            from ppo_mpi_base.plot import learning_curve  # here: Matplotlib loads in rank 0 alone, and not at the start
+
             try:
                 learning_curve(self.directory / "progress.csv", picture)
             except (OSError, ConfigurationError) as error:

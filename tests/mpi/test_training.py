@@ -97,7 +97,7 @@ def far_on_one_rank(actor_critic, batch, coefficients):
 MORE = {
     "seed": {"seed": 1},
     "kl": {"loss_fn": far_on_one_rank, "target_kl": 0.01, "pi_lr": 0.01, "train_batch_size": None},
-    "branch": {"network_fn": Branching, "value_network_fn": Branching},
+    "branch": {"network_fn": Branching, "value_network_fn": Branching, "divide_networks": False},
 }
 
 for case in cases:
@@ -113,6 +113,7 @@ for case in cases:
         "pi_lr": 3e-3,
         "vf_lr": 3e-3,
         "adam_epsilon": 1e-5,
+        "divide_networks": "auto" if dtype == "float64" else False,
     }
     for name in more:
         keywords.update(MORE[name])
@@ -420,7 +421,7 @@ from ppo_mpi_base.threads import blas_code
 
 codes = world().gather_all(blas_code())
 PPO(total_steps=2 * 10 * 512, env_fn=lambda: gymnasium.make("CartPole-v1"), pi_grad_clip=0.01, v_grad_clip=0.01,
-    train_batch_size=32, **{**keywords, "rollout_length_per_worker": 512})
+    train_batch_size=32, divide_networks=False, **{**keywords, "rollout_length_per_worker": 512})
 print(f"{len(set(codes))}\\n", end="", flush=True)
 """
 )
