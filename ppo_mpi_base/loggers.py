@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.provenance import plain_keywords
 
 if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
@@ -36,17 +36,17 @@ class WeightsAndBiases(Hooks):
         self._run: Any = None  # on rank 0 only
 
     def on_start(self, worker: Worker) -> None:
-        """Begin a run with the keywords that are numbers and words, or take up the one of these logs."""
+        """Begin a run with all keywords, as settings.json has them, or take up the one of these logs."""
         if not worker.ranks.is_root:
             return
-        config = {item.name: getattr(worker.config, item.name) for item in dataclasses.fields(worker.config)}
-        plain = {name: value for name, value in config.items() if isinstance(value, bool | int | float | str)}
         logs = Path(worker.config.log_directory)
         logs.mkdir(parents=True, exist_ok=True)
         note = logs / "wandb_run_id"
         if worker.config.resume == "auto" and worker.checkpoints.found and note.exists():
             self._init = {"id": note.read_text(), "resume": "allow", **self._init}
-        self._run = self._wandb.init(dir=str(logs), config={**plain, "ranks": worker.ranks.size}, **self._init)
+        self._run = self._wandb.init(
+            dir=str(logs), config={**plain_keywords(worker.config), "ranks": worker.ranks.size}, **self._init
+        )
         note.write_text(self._run.id)
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:

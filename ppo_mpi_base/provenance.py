@@ -40,9 +40,13 @@ def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) ->
             before = [*former.pop("before", []), former]
     elif path.exists():
         set_aside(path)
-    keywords = {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
-    written = {"keywords": keywords, **facts(ranks), **({"before": before} if before else {})}
+    written = {"keywords": plain_keywords(config), **facts(ranks), **({"before": before} if before else {})}
     write_whole(path, json.dumps(written, indent=1, default=str).encode())
+
+
+def plain_keywords(config: Config) -> dict[str, Any]:
+    """Return all keywords as JSON can hold them: functions and objects by what they are called."""
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
 
 
 def different_keywords(progress: list[Path]) -> list[str]:
