@@ -27,8 +27,9 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.evaluate import evaluate as evaluate_policy
 from ppo_mpi_base.export import export_policy
+from ppo_mpi_base.failing import fail_together
 from ppo_mpi_base.files import check_name, hold, without_ending, write_output
-from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.mpi import world
 from ppo_mpi_base.plot import WRITTEN, compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.saved_policy import load_actor_critic

@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from ppo_mpi_base import builders
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
+from ppo_mpi_base.failing import fail_together, forget_exit
 from ppo_mpi_base.gradients import LossFunction
 from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
-from ppo_mpi_base.mpi import fail_together, forget_exit, world
+from ppo_mpi_base.mpi import world
 from ppo_mpi_base.worker import Worker
 
 CLOSING = 5.0

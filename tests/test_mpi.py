@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.mpi import Communicator, fail_together, world
+from ppo_mpi_base.failing import fail_together
+from ppo_mpi_base.mpi import Communicator, world
 from tests.mpi.launch import Finished, run
 
 SHOW = (

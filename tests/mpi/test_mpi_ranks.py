@@ -20,7 +20,8 @@ import time
 import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
-from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.failing import fail_together
+from ppo_mpi_base.mpi import world
 from ppo_mpi_base.threads import default_threads
 
 communicator = world()
@@ -91,7 +92,8 @@ import threading
 import time
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
-from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.failing import fail_together
+from ppo_mpi_base.mpi import world
 
 communicator = world()
 rank = communicator.rank
@@ -253,7 +255,8 @@ def test_the_last_lines_are_not_lost() -> None:
 def test_children_of_a_rank_are_no_ranks() -> None:
     script = """
 import multiprocessing, os, subprocess, sys
-from ppo_mpi_base.mpi import fail_together, world
+from ppo_mpi_base.failing import fail_together
+from ppo_mpi_base.mpi import world
 
 def work(queue):
     with fail_together(world()):
