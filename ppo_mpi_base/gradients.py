@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,12 +119,33 @@ def checked_names(
 
 
 def origins_of_terms(objective: Objective, batch: Batch, coefficients: dict[str, Tensor]) -> dict[str, frozenset[str]]:
-    """Evaluate the losses once, and return of which networks, "policy" and "value", each loss and statistic is made."""
-    with undisturbed(objective.actor_critic, evaluating=False), torch.enable_grad():
+    """Evaluate the losses once, and return of which networks, "policy" and "value", each loss and statistic is made.
+
+    Raises:
+        ConfigurationError: the losses train parameters of the user's own, too.
+    """
+    actor_critic = objective.actor_critic
+    with undisturbed(actor_critic, evaluating=False), torch.enable_grad():
         # Within: the parameters have tensors of their own there.
-        with Origins(objective.actor_critic.parameter_slices()) as origins:
-            statistics = objective.terms(batch, coefficients)[1]
+        with Origins(actor_critic.parameter_slices()) as origins:
+            losses, statistics = objective.terms(batch, coefficients)
+        if not _trained_by(losses.values()) <= set(actor_critic.parameters()):
+            raise ConfigurationError("they train parameters that are neither network's")
         return {name: origins.of(value) for name, value in statistics.items()}
+
+
+def _trained_by(losses: Iterable[Tensor]) -> set[Tensor]:
+    """Return the tensors that `backward` of these losses would give a gradient."""
+    nodes: list[Any] = [loss.grad_fn for loss in losses]
+    found, seen = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [origin for origin, _ in node.next_functions]
+            if hasattr(node, "variable"):  # torch's AccumulateGrad
+                found.add(node.variable)
+    return found
 
 
 class Gradients:

@@ -145,6 +145,18 @@ def test_what_other_ranks_train_is_left_out(compiled: bool) -> None:
         assert left(torch.ones(1, 3)).any(), "the network is as before, for hooks and evaluations"
 
 
+def test_losses_that_train_parameters_of_the_users_own_are_not_divided() -> None:
+    mine = nn.Parameter(torch.ones(()))
+
+    def loss_fn(actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]) -> Any:
+        losses, statistics = ppo_losses(actor_critic, batch, coefficients)
+        return {**losses, "policy": mine.exp() * losses["policy"]}, statistics
+
+    (batch,), (objective, _) = batches_of(BOX, Discrete(3), 1), parts(mlp, BOX, Discrete(3), loss_fn)
+    with pytest.raises(ConfigurationError, match="they train parameters that are neither network's"):
+        origins_of_terms(objective, batch, coefficients())
+
+
 def test_each_loss_and_statistic_is_followed_to_its_network() -> None:
     (batch,), (objective, _) = batches_of(BOX, Discrete(3), 1), parts(mlp, BOX, Discrete(3))
     for clipped in ({}, {"value_clip_ratio": 0.2}):
