@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
-from benchmarks import changes, cost_model, results, run
+from benchmarks import changes, cost_model, precision, results, run
 from benchmarks.contestants import factory
 from ppo_mpi_base import settings
 from ppo_mpi_base.runs import Run
@@ -151,3 +151,13 @@ def test_the_highest_test_return_is_of_the_mean_over_seeds(tmp_path: Path, capsy
     _, row = (tmp_path / "tests.csv").read_text().splitlines()
     assert row == "HalfCheetah-v4,70.0,42.4,50.0,200,2,5784,69,X"
     assert "HalfCheetah-v4: 1 of 3 runs have no test episodes" in capsys.readouterr().out
+
+
+def test_precisions_are_compared_by_the_first_steps_of_their_runs(tmp_path: Path) -> None:
+    rows = [(0, -20, 1), (500_000, -10, 2), (1_000_000, 10, 3), (1_000_001, 90, 4)]
+    lines = ["total_steps,episode_return,seconds", *(",".join(map(str, row)) for row in rows), ""]
+    (tmp_path / "whole.csv").write_text("\n".join(lines))
+    precision.cut(tmp_path / "whole.csv", tmp_path / "new" / "seed0.csv")
+    assert (tmp_path / "new" / "seed0.csv").read_text() == "\n".join([*lines[:4], ""])
+    # At half a million, three quarters and one million steps; and the mean of -15 and 0 over halves.
+    assert precision.scores(tmp_path / "new" / "seed0.csv") == [-10, 0, 10, -7.5]
