@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.atari_scores import GAMES, place
-from benchmarks.results import RESULTS, ROOT, UNFINISHED, write
+from benchmarks.results import RESULTS, ROOT, UNFINISHED, rounded, write
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.aggregates import bootstrap_interval, mean
 from ppo_mpi_base.hooks import Hooks
@@ -112,7 +112,7 @@ def compare(seeds: Sequence[int]) -> None:
     differences = found["bfloat16"] - found["float32"]  # of two runs that begin with the same weights and games
     low, high = np.array([bootstrap_interval(mean, [column]) for column in differences.T]).T
     rows += [("difference", "mean", differences.mean(0)), ("difference", "from", low), ("difference", "to", high)]
-    table = [[precision, seed, *(f"{x:.1f}" for x in numbers)] for precision, seed, numbers in rows]
+    table = [[precision, seed, *map(rounded, numbers)] for precision, seed, numbers in rows]
     write(HERE / "scores.csv", [["precision", "seed", *(f"at_{p}" for p in POINTS), "mean_over_steps"], *table])
 
 
