@@ -10,13 +10,12 @@ import argparse
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.peers import ROOT, install, python_of
-from benchmarks.results import runs_in, train_and_keep, write
+from benchmarks.results import launcher, runs_in, train_and_keep, write
 from ppo_mpi_base.aggregates import sample_deviation
 from ppo_mpi_base.plot import plot_runs
 
@@ -36,8 +35,7 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
     """Train a task, and keep what was logged, and versions: ours in run.toml, with the settings."""
     kept = place(library, task, seed)
     if library == OURS:
-        launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(RANKS)]
-        train_and_keep(kept, [task, "--seed", str(seed), "--total-steps", str(steps)], launch)
+        train_and_keep(kept, [task, "--seed", str(seed), "--total-steps", str(steps)], launcher(RANKS))
         return
     kept.parent.mkdir(parents=True, exist_ok=True)
     unfinished = kept.with_suffix(".unfinished")

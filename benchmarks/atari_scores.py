@@ -7,11 +7,10 @@ and the same command goes on from there. Finished runs leave their progress.csv 
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import ROOT, train_and_keep, write_and_draw
+from benchmarks.results import ROOT, launcher, train_and_keep, write_and_draw
 from ppo_mpi_base.runs import read_run
 
 RESULTS = ROOT / "results" / "atari"
@@ -60,10 +59,9 @@ def place(game: str, seed: int) -> Path:
 
 def train(game: str, seed: int, ranks: int, precision: str) -> None:
     """Train a game, or go on with it, and keep what it logged. Ends this script where the run was stopped."""
-    launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
     print(f"{game}, seed {seed}", flush=True)
     flags = [*GAMES[game].flags(ranks), "--seed", str(seed), "--precision", precision]
-    train_and_keep(place(game, seed), [f"ALE/{game}-v5", *flags], launch)
+    train_and_keep(place(game, seed), [f"ALE/{game}-v5", *flags], launcher(ranks))
 
 
 def tabulate() -> None:

@@ -7,7 +7,6 @@ their first million steps, and sets both beside each other. Ctrl-C stops it; the
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.atari_scores import GAMES, place
-from benchmarks.results import RESULTS, ROOT, UNFINISHED, rounded, write
+from benchmarks.results import RESULTS, launcher, rounded, run_to_its_end, unfinished, write
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.aggregates import bootstrap_interval, mean
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.ppo import PPO
@@ -46,10 +44,15 @@ def in_float32(seed: int) -> Path:
     return HERE / f"{GAME}-v5" / f"seed{seed}.csv"
 
 
+def in_bfloat16(seed: int) -> Path:
+    """Return where the progress.csv of the run to compare with is kept."""
+    return place(GAME, seed)
+
+
 def train(seed: int) -> None:
     """Train in float32 by the file of the run in bfloat16. Collective: call on all ranks."""
-    given = run_file.read(place(GAME, seed).with_suffix(".toml"))
-    directory = UNFINISHED / in_float32(seed).relative_to(RESULTS).with_suffix("")
+    given = run_file.read(in_bfloat16(seed).with_suffix(".toml"))
+    directory = unfinished(in_float32(seed))
     keywords = {
         **tasks.functions(given["env_id"], given["hidden"]),
         **{name: value for name, value in given.items() if name not in settings.OWN and name != "env_id"},
@@ -63,22 +66,15 @@ def train(seed: int) -> None:
 
 def train_and_keep(seed: int) -> None:
     """Train on as many ranks as in bfloat16, and keep what was logged. Ends this script where the run was stopped."""
-    ranks = run_file.ranks_of(place(GAME, seed).with_suffix(".toml")) or 1
-    launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
-    command = [*launch, sys.executable, "-m", "benchmarks.precision", "--run", str(seed)]
+    kept, ranks = in_float32(seed), run_file.ranks_of(in_bfloat16(seed).with_suffix(".toml")) or 1
     print(f"{GAME}, seed {seed}, float32, {ranks} ranks", flush=True)
-    status = subprocess.run(command, cwd=ROOT).returncode
-    if status:
-        raise SystemExit("stopped: the same command goes on" if status == REQUEUE else status)
-    logs, kept = UNFINISHED / in_float32(seed).relative_to(RESULTS).with_suffix("") / "logs", in_float32(seed)
+    command = [*launcher(ranks), sys.executable, "-m", "benchmarks.precision", "--run", str(seed)]
+    run_to_its_end(command, kept)
     kept.parent.mkdir(parents=True, exist_ok=True)
+    logs = unfinished(kept) / "logs"
     shutil.copy(logs / "progress.csv", kept)
     shutil.copy(logs / "settings.json", kept.with_suffix(".json"))
-
-
-def in_bfloat16(seed: int) -> Path:
-    """Return where the progress.csv of the run to compare with is kept."""
-    return place(GAME, seed)
+    shutil.rmtree(unfinished(kept))
 
 
 def cut(path: Path, kept: Path) -> None:

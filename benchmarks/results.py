@@ -139,13 +139,32 @@ def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] =
     Raises:
         SystemExit: the run was stopped, or failed.
     """
-    directory = UNFINISHED / kept.relative_to(RESULTS).with_suffix("")
+    directory = unfinished(kept)
     command = [*launch, sys.executable, "-m", "ppo_mpi_base", "train", *arguments]
+    run_to_its_end([*command, "--resume", "auto", "--directory", str(directory)], kept, **environment)
+    keep(directory, kept)
+    shutil.rmtree(directory)
+
+
+def launcher(ranks: int) -> list[str]:
+    """Return what a command begins with to run on so many ranks; nothing for one."""
+    return [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
+
+
+def unfinished(kept: Path) -> Path:
+    """Return the directory of a run whose progress.csv will be kept as `kept`."""
+    return UNFINISHED / kept.relative_to(RESULTS).with_suffix("")
+
+
+def run_to_its_end(command: Sequence[str], kept: Path, **environment: str) -> None:
+    """Run a training's command, and let it write a checkpoint where Ctrl-C stops both.
+
+    Raises:
+        SystemExit: the run was stopped, or failed.
+    """
     variables = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
     status = None
-    with subprocess.Popen(
-        [*command, "--resume", "auto", "--directory", str(directory)], cwd=ROOT, env=variables
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=variables) as process:
         while status is None:
             with contextlib.suppress(KeyboardInterrupt):  # the run has got it too, and writes a checkpoint
                 status = process.wait()
@@ -153,8 +172,6 @@ def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] =
         raise SystemExit(f"{kept.relative_to(ROOT)} was stopped: the same command goes on")
     if status != 0:
         raise SystemExit(status)
-    keep(directory, kept)
-    shutil.rmtree(directory)
 
 
 def keep(directory: Path, kept: Path) -> None:

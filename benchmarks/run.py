@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.peers import PEERS, ROOT, install, python_of
+from benchmarks.results import launcher
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ROOT / "runs" / "bench"
@@ -43,9 +44,9 @@ class Contestant:
     def command(self, seconds: float) -> list[str]:
         """Return the command line."""
         python = python_of(self.peer) if self.peer else Path(sys.executable)
-        launch = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(self.ranks)] if self.ranks > 1 else []
         program, *arguments = self.arguments.split()
-        return [*launch, str(python), "-m", f"benchmarks.contestants.{program}", *arguments, "--seconds", str(seconds)]
+        program = f"benchmarks.contestants.{program}"
+        return [*launcher(self.ranks), str(python), "-m", program, *arguments, "--seconds", str(seconds)]
 
 
 ALL = {

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,7 +165,7 @@ class Gradients:
         self._names = flat.names(objective)
         self._trained = self._names
         self._start = 0  # of their gradients in the message
-        self._left: frozenset[str] = frozenset()
+        self._left_out: Callable[[], AbstractContextManager[None]] = nullcontext
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
         self._weights = _cast_weights(objective.actor_critic, flat.data.device)
@@ -173,7 +175,9 @@ class Gradients:
 
     def leave_to_others(self, slices: frozenset[str], terms: frozenset[str]) -> None:
         """Add no gradients to these slices, and compute none of these losses and statistics: other ranks do."""
-        self.objective.others, self._left = terms, slices
+        self.objective.others = terms
+        # For uncompiled losses: a compiler leaves out by itself what nothing is made of.
+        self._left_out = partial(self.objective.actor_critic.idling, *slices) if slices else nullcontext
         own = [(name, of) for name, of in zip(self._names, self.flat.slice_names, strict=True) if of not in slices]
         self._trained, self._start = [name for name, _ in own], self.flat.slices[own[0][1]].start
 
@@ -220,8 +224,7 @@ class Gradients:
             return batch, dict(zip(coefficients, rest[len(extras) :], strict=True)), idle
 
         def by_autograd(message: Tensor, data: Tensor, *tensors: Tensor) -> None:
-            # A compiler leaves out by itself what nothing is made of.
-            with torch.enable_grad(), self.objective.actor_critic.idling(self._left):
+            with torch.enable_grad(), self._left_out():
                 total, statistics = self.objective(*arguments(tensors))
                 (total * weight).backward()
             self.flat.statistics[: len(statistics)].add_(statistics, alpha=weight)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -181,14 +181,22 @@ class ActorCritic(nn.Module):
         }
 
     @contextmanager
-    def idling(self, names: Iterable[str]) -> Iterator[None]:
-        """Let calls of these of two networks, "policy" and "value", give zeros in no time within the `with` block."""
-        networks = {"policy": self.network, "value": self.value_network}
-        widths = {"policy": action_dim(self.action_space), "value": 1}
-        with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(_giving_zeros(networks[name], widths[name]))
+    def idling(self, name: str) -> Iterator[None]:
+        """Let calls of one of two networks, "policy" or "value", give zeros in no time within the `with` block.
+
+        All else of it, such as its weights, stays what it is.
+        """
+        networks = {"policy": (self.network, action_dim(self.action_space)), "value": (self.value_network, 1)}
+        network, width = networks[name]
+        attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
+        own = attributes.get("forward")  # of a wrapper; others have their class's
+        attributes["forward"] = lambda seen: seen.new_zeros(len(seen), width)
+        try:
             yield
+        finally:
+            del attributes["forward"]
+            if own is not None:
+                attributes["forward"] = own
 
     def set_observation_moments(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Normalize by these from now on; each has the shape of an observation."""
@@ -255,19 +263,6 @@ class ActorCritic(nn.Module):
         policy, values = self.policy_and_value(observations)
         actions = policy.sample(noise)
         return actions, self.to_environment(actions), policy.log_prob(actions), values
-
-
-@contextmanager
-def _giving_zeros(network: nn.Module | None, width: int) -> Iterator[None]:
-    """Let calls of a network return zeros, (B, width). All else of it, such as its weights, stays what it is."""
-    attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
-    before = {name: attributes[name] for name in ("forward",) if name in attributes}
-    attributes["forward"] = lambda seen: seen.new_zeros(len(seen), width)
-    try:
-        yield
-    finally:
-        del attributes["forward"]
-        attributes.update(before)
 
 
 def _inner(bound: np.ndarray, inwards: float) -> Tensor:
