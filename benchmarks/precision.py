@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whether bfloat16 learns as float32 does: runs of `results/atari/`, which have bfloat16, once more in float32.
+"""Whether bfloat16 learns as float32 does: Pong's first million steps in both, by the same settings and seeds.
 
-`python -m benchmarks.precision` starts Pong's runs there anew with the same settings, seeds and ranks, ends them after
-their first million steps, and sets both beside each other. Ctrl-C stops it; the same command goes on.
+`python -m benchmarks.precision` trains what is missing, and sets both beside each other. Seeds in `results/atari/` were
+trained in bfloat16 there; others have the settings of its first seed. Ctrl-C stops it; the same command goes on.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.atari_scores import GAMES, place
+from benchmarks import atari_scores
 from benchmarks.results import RESULTS, launcher, rounded, run_to_its_end, unfinished, write
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.aggregates import bootstrap_interval, mean
@@ -25,7 +25,8 @@ from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.runs import read_run
 from ppo_mpi_base.worker import Worker
 
-GAME, STEPS = "Pong", 1_000_000
+GAME, STEPS, SEEDS = "Pong", 1_000_000, 5
+PRECISIONS = "float32", "bfloat16"
 HERE = RESULTS / "precision"
 POINTS = 500_000, 750_000, 1_000_000
 
@@ -39,24 +40,29 @@ class EndEarly(Hooks):
             worker.end()
 
 
-def in_float32(seed: int) -> Path:
+def place(precision: str, seed: int) -> Path:
     """Return where a run's progress.csv is kept."""
-    return HERE / f"{GAME}-v5" / f"seed{seed}.csv"
+    of_scores = atari_scores.place(GAME, seed)
+    if precision == "bfloat16" and of_scores.exists():
+        return of_scores
+    return HERE / precision / f"{GAME}-v5" / f"seed{seed}.csv"
 
 
-def in_bfloat16(seed: int) -> Path:
-    """Return where the progress.csv of the run to compare with is kept."""
-    return place(GAME, seed)
+def run_file_of(seed: int) -> Path:
+    """Return the file with the settings of a seed's runs, but for the seed itself."""
+    of_scores = atari_scores.place(GAME, seed).with_suffix(".toml")
+    return of_scores if of_scores.exists() else atari_scores.place(GAME, 0).with_suffix(".toml")
 
 
-def train(seed: int) -> None:
-    """Train in float32 by the file of the run in bfloat16. Collective: call on all ranks."""
-    given = run_file.read(in_bfloat16(seed).with_suffix(".toml"))
-    directory = unfinished(in_float32(seed))
+def train(precision: str, seed: int) -> None:
+    """Train by the seed's run file. Collective: call on all ranks."""
+    given = run_file.read(run_file_of(seed))
+    directory = unfinished(place(precision, seed))
     keywords = {
         **tasks.functions(given["env_id"], given["hidden"]),
         **{name: value for name, value in given.items() if name not in settings.OWN and name != "env_id"},
-        "precision": "float32",
+        "seed": seed,
+        "precision": precision,
         "resume": "auto",
         "log_directory": str(directory / "logs"),
         "save_location": str(directory / "saved_model"),
@@ -64,11 +70,11 @@ def train(seed: int) -> None:
     PPO(**keywords, hooks=[EndEarly()])
 
 
-def train_and_keep(seed: int) -> None:
-    """Train on as many ranks as in bfloat16, and keep what was logged. Ends this script where the run was stopped."""
-    kept, ranks = in_float32(seed), run_file.ranks_of(in_bfloat16(seed).with_suffix(".toml")) or 1
-    print(f"{GAME}, seed {seed}, float32, {ranks} ranks", flush=True)
-    command = [*launcher(ranks), sys.executable, "-m", "benchmarks.precision", "--run", str(seed)]
+def train_and_keep(precision: str, seed: int) -> None:
+    """Train on as many ranks as the run file says, and keep what was logged. Ends this script where it was stopped."""
+    kept, ranks = place(precision, seed), run_file.ranks_of(run_file_of(seed)) or 1
+    print(f"{GAME}, seed {seed}, {precision}, {ranks} ranks", flush=True)
+    command = [*launcher(ranks), sys.executable, "-m", "benchmarks.precision", "--run", precision, "--seeds", str(seed)]
     run_to_its_end(command, kept)
     kept.parent.mkdir(parents=True, exist_ok=True)
     logs = unfinished(kept) / "logs"
@@ -95,12 +101,12 @@ def scores(path: Path) -> list[float]:
 
 def compare(seeds: Sequence[int]) -> None:
     """Write and print both precisions' scores by seed, and what the mean differs by; draw both means over seeds."""
-    precisions, rows = {"float32": in_float32, "bfloat16": in_bfloat16}, []
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        groups = {name: Path(directory) / name / f"{GAME}-v5" for name in precisions}
-        for name, path_of in precisions.items():
+        groups = {precision: Path(directory) / precision / f"{GAME}-v5" for precision in PRECISIONS}
+        for precision, group in groups.items():
             for seed in seeds:
-                cut(path_of(seed), groups[name] / f"seed{seed}.csv")
+                cut(place(precision, seed), group / f"seed{seed}.csv")
         plot_runs(list(groups.values()), HERE / "curves", labels=list(groups))
         found = {name: np.array([scores(group / f"seed{k}.csv") for k in seeds]) for name, group in groups.items()}
     for name, of_seeds in found.items():
@@ -114,15 +120,16 @@ def compare(seeds: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(GAMES[GAME].seeds)))
-    parser.add_argument("--run", type=int, metavar="SEED", help="train this one, as a rank of it: for mpiexec")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--run", choices=PRECISIONS, help="train the first of them in it, as a rank: for mpiexec")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        train(arguments.run)
+        train(arguments.run, arguments.seeds[0])
         return
     for seed in arguments.seeds:
-        if not in_float32(seed).exists():
-            train_and_keep(seed)
+        for precision in PRECISIONS:
+            if not place(precision, seed).exists():
+                train_and_keep(precision, seed)
     compare(arguments.seeds)
 
 
