@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.runs import read_run
 from ppo_mpi_base.worker import Worker
 
-GAME, STEPS, SEEDS = "Pong", 1_000_000, 5
+GAME, STEPS, SEEDS = "Pong", 1_000_000, 4
 PRECISIONS = "float32", "bfloat16"
 HERE = RESULTS / "precision"
 POINTS = 500_000, 750_000, 1_000_000
@@ -54,20 +55,23 @@ def run_file_of(seed: int) -> Path:
     return of_scores if of_scores.exists() else atari_scores.place(GAME, 0).with_suffix(".toml")
 
 
-def train(precision: str, seed: int) -> None:
-    """Train by the seed's run file. Collective: call on all ranks."""
+def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]:
+    """Return those of `PPO()` for a seed's run, which keeps its files in a directory."""
     given = run_file.read(run_file_of(seed))
-    directory = unfinished(place(precision, seed))
-    keywords = {
+    return {
         **tasks.functions(given["env_id"], given["hidden"]),
         **{name: value for name, value in given.items() if name not in settings.OWN and name != "env_id"},
         "seed": seed,
         "precision": precision,
         "resume": "auto",
-        "log_directory": str(directory / "logs"),
-        "save_location": str(directory / "saved_model"),
+        "log_directory": f"{directory}/logs",
+        "save_location": f"{directory}/saved_model",
     }
-    PPO(**keywords, hooks=[EndEarly()])
+
+
+def train(precision: str, seed: int) -> None:
+    """Train by the seed's run file. Collective: call on all ranks."""
+    PPO(**keywords(precision, seed, unfinished(place(precision, seed))), hooks=[EndEarly()])
 
 
 def train_and_keep(precision: str, seed: int) -> None:
