@@ -10,11 +10,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 import tyro
+from torch import nn
 
-from benchmarks import changes, cost_model, precision, results, run
+from benchmarks import atari_scores, changes, cost_model, gradient_precision, precision, results, run
 from benchmarks.contestants import factory
 from ppo_mpi_base import settings
+from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.runs import Run
 
 
@@ -161,3 +165,29 @@ def test_precisions_are_compared_by_the_first_steps_of_their_runs(tmp_path: Path
     assert (tmp_path / "new" / "seed0.csv").read_text() == "\n".join([*lines[:4], ""])
     # At half a million, three quarters and one million steps; and the mean of -15 and 0 over halves.
     assert precision.scores(tmp_path / "new" / "seed0.csv") == [-10, 0, 10, -7.5]
+
+
+def test_seeds_without_a_run_of_their_own_have_the_settings_of_the_first() -> None:
+    assert precision.place("bfloat16", 1) == atari_scores.place("Pong", 1)
+    assert precision.place("bfloat16", 99) == precision.HERE / "bfloat16" / "Pong-v5" / "seed99.csv"
+    assert precision.place("float32", 1) == precision.HERE / "float32" / "Pong-v5" / "seed1.csv"
+    first, other = (precision.keywords("float32", seed, "here") for seed in (0, 99))
+    assert {name for name in first if repr(other[name]) != repr(first[name])} == {"seed"}
+    assert (first["precision"], other["seed"]) == ("float32", 99)
+
+
+def test_the_gradient_in_each_precision() -> None:
+    torch.manual_seed(0)
+    space = gymnasium.spaces.Box(-1, 1, (5,))
+    networks = nn.Linear(5, 2), nn.Linear(5, 1)
+    trained = ActorCritic(*networks, space, gymnasium.spaces.Discrete(2), precision="bfloat16")
+    numbers = torch.randn(4, 8)
+    batch = Batch(torch.randn(8, 5), torch.randint(2, (8,)), -numbers[0].abs(), *numbers[1:], {})
+    coefficients = {"clip_ratio": torch.tensor(9.0), "entropy_coef": torch.tensor(0.0), "value_coef": torch.tensor(1.0)}
+    found = {name: gradient_precision.gradient(trained, batch, coefficients, name) for name in precision.PRECISIONS}
+    assert trained.precision == "bfloat16"
+    # Of the value's bias: twice the mean error. It is the last parameter.
+    values = networks[1](batch.observations).flatten()
+    torch.testing.assert_close(found["float32"][-1], 2 * (values - batch.returns).mean().detach())
+    assert not torch.equal(found["bfloat16"], found["float32"])
+    torch.testing.assert_close(found["bfloat16"], found["float32"], rtol=0.1, atol=0.02)
