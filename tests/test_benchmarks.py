@@ -184,7 +184,7 @@ def test_the_gradient_in_each_precision() -> None:
     numbers = torch.randn(4, 8)
     batch = Batch(torch.randn(8, 5), torch.randint(2, (8,)), -numbers[0].abs(), *numbers[1:], {})
     coefficients = {"clip_ratio": torch.tensor(9.0), "entropy_coef": torch.tensor(0.0), "value_coef": torch.tensor(1.0)}
-    found = {name: gradient_precision.gradient(trained, batch, coefficients, name) for name in precision.PRECISIONS}
+    found = {name: gradient_precision.gradient(trained, batch, coefficients, name) for name in ("bfloat16", "float32")}
     assert trained.precision == "bfloat16"
     # Of the value's bias: twice the mean error. It is the last parameter.
     values = networks[1](batch.observations).flatten()
