@@ -26,7 +26,7 @@ from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.runs import read_run
 from ppo_mpi_base.worker import Worker
 
-GAME, STEPS, SEEDS = "Pong", 1_000_000, 4
+GAME, STEPS, SEEDS = "Pong", 1_000_000, 5
 PRECISIONS = "float32", "bfloat16"
 HERE = RESULTS / "precision"
 POINTS = 500_000, 750_000, 1_000_000
