@@ -92,8 +92,8 @@ def checked_names(
             if missing in coefficients or missing in batch.extras:
                 raise
             raise ConfigurationError(
-                f"loss_fn reads {missing!r}, which is not there: coefficients are {', '.join(coefficients)} and "
-                f"those of loss_coefficients={{{missing!r}: ...}}; extras are {extras}, what hooks and "
+                f"loss_fn reads {missing!r}, which is not there: coefficients are {', '.join(coefficients)}, and "
+                f"PPO(loss_coefficients={{{missing!r}: ...}}) would add it; extras are {extras}, what hooks and "
                 "advantage_fn add to rollout.extras"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):

@@ -404,7 +404,7 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
     ("loss_fn", "told"),
     [
         (lambda a, b, c: a.value(b.observations).mean(), r"two dicts of scalar tensors, .*, not Tensor"),
-        (lambda a, b, c: ({"l2": c["l2"]}, {}), r"loss_fn reads 'l2', .* coefficients are clip_ratio, .* loss_coeff"),
+        (lambda a, b, c: ({"l2": c["l2"]}, {}), r"loss_fn reads 'l2', .* are clip_ratio, .*loss_coefficients=\{'l2'"),
         (lambda a, b, c: ({"value": a.value(b.observations)}, {}), r"'value_loss' must be a scalar .* shape \(16,\)"),
         (
             lambda a, b, c: ({"value": a.value(b.observations).sum()}, {"mine": torch.zeros((), device="meta")}),
