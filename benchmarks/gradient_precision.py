@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.precision import HERE, PRECISIONS, keywords
+from benchmarks.precision import HERE, PRECISIONS, EndEarly, keywords
 from benchmarks.results import write
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.mpi import world
@@ -41,10 +41,10 @@ def gradient(actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Te
 
 
 class CompareGradients(Hooks):
-    """Notes, every so many steps, the gradients' cosines and by how much their lengths differ; ends the run."""
+    """Notes on rank 0, every so many steps, the gradients' cosines and by how much their lengths differ."""
 
-    def __init__(self, every: int, steps: int) -> None:
-        self.every, self.steps = every, steps
+    def __init__(self, every: int) -> None:
+        self.every = every
         self.rows: list[tuple[float, ...]] = []
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
@@ -53,10 +53,8 @@ class CompareGradients(Hooks):
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare."""
-        if worker.total_steps >= self.every * (len(self.rows) + 1):
+        if worker.ranks.is_root and worker.total_steps >= self.every * (len(self.rows) + 1):
             self.rows.append((worker.total_steps, *self._compare(worker)))
-        if worker.total_steps >= self.steps:
-            worker.end()
 
     def _compare(self, worker: Worker) -> tuple[float, float, float]:
         batches = self.rollout.samples().split(worker.config.minibatch_size)
@@ -75,11 +73,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500_000)
     parser.add_argument("--every", type=int, default=50_000)
     arguments = parser.parse_args()
-    hook = CompareGradients(arguments.every, arguments.steps)
+    compared = CompareGradients(arguments.every)
     with tempfile.TemporaryDirectory() as directory:
-        PPO(**{**keywords("bfloat16", 0, directory), "resume": False}, hooks=[hook])
+        PPO(**{**keywords("bfloat16", 0, directory), "resume": False}, hooks=[compared, EndEarly(arguments.steps)])
     if world().is_root:
-        table = [[str(int(steps)), *(f"{x:.3f}" for x in numbers)] for steps, *numbers in hook.rows]
+        table = [[str(int(steps)), *(f"{x:.3f}" for x in numbers)] for steps, *numbers in compared.rows]
         write(HERE / "gradients.csv", [["steps", "cosine", "cosine_of_two_minibatches", "ratio_of_norms"], *table])
 
 

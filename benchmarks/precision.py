@@ -33,11 +33,14 @@ POINTS = 500_000, 750_000, 1_000_000
 
 
 class EndEarly(Hooks):
-    """Ends a run after `STEPS`, whose schedules are those of a longer one."""
+    """Ends a run after so many steps, whose schedules are those of a longer one."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """End it."""
-        if worker.total_steps >= STEPS:
+        if worker.total_steps >= self.steps:
             worker.end()
 
 
@@ -71,7 +74,7 @@ def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]
 
 def train(precision: str, seed: int) -> None:
     """Train by the seed's run file. Collective: call on all ranks."""
-    PPO(**keywords(precision, seed, unfinished(place(precision, seed))), hooks=[EndEarly()])
+    PPO(**keywords(precision, seed, unfinished(place(precision, seed))), hooks=[EndEarly(STEPS)])
 
 
 def train_and_keep(precision: str, seed: int) -> None:
