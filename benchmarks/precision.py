@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Whether bfloat16 learns as float32 does: Pong's first million steps in both, by the same settings and seeds.
 
-`python -m benchmarks.precision` trains what is missing, and sets both beside each other. Seeds in `results/atari/` were
-trained in bfloat16 there; others have the settings of its first seed. Ctrl-C stops it; the same command goes on.
+`python -m benchmarks.precision` trains what is missing, and sets both beside each other. All runs have the settings of the
+first one in `results/atari/`, but for seed and precision. Ctrl-C stops it; the same command goes on.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from ppo_mpi_base.worker import Worker
 
 GAME, STEPS, SEEDS = "Pong", 1_000_000, 5
 PRECISIONS = "float32", "bfloat16"
+SETTINGS = atari_scores.place(GAME, 0).with_suffix(".toml")
 HERE = RESULTS / "precision"
 POINTS = 500_000, 750_000, 1_000_000
 
@@ -46,21 +47,12 @@ class EndEarly(Hooks):
 
 def place(precision: str, seed: int) -> Path:
     """Return where a run's progress.csv is kept."""
-    of_scores = atari_scores.place(GAME, seed)
-    if precision == "bfloat16" and of_scores.exists():
-        return of_scores
     return HERE / precision / f"{GAME}-v5" / f"seed{seed}.csv"
-
-
-def run_file_of(seed: int) -> Path:
-    """Return the file with the settings of a seed's runs, but for the seed itself."""
-    of_scores = atari_scores.place(GAME, seed).with_suffix(".toml")
-    return of_scores if of_scores.exists() else atari_scores.place(GAME, 0).with_suffix(".toml")
 
 
 def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]:
     """Return those of `PPO()` for a seed's run, which keeps its files in a directory."""
-    given = run_file.read(run_file_of(seed))
+    given = run_file.read(SETTINGS)
     return {
         **tasks.functions(given["env_id"], given["hidden"]),
         **{name: value for name, value in given.items() if name not in settings.OWN and name != "env_id"},
@@ -79,7 +71,7 @@ def train(precision: str, seed: int) -> None:
 
 def train_and_keep(precision: str, seed: int) -> None:
     """Train on as many ranks as the run file says, and keep what was logged. Ends this script where it was stopped."""
-    kept, ranks = place(precision, seed), run_file.ranks_of(run_file_of(seed)) or 1
+    kept, ranks = place(precision, seed), run_file.ranks_of(SETTINGS) or 1
     print(f"{GAME}, seed {seed}, {precision}, {ranks} ranks", flush=True)
     command = [*launcher(ranks), sys.executable, "-m", "benchmarks.precision", "--run", precision, "--seeds", str(seed)]
     run_to_its_end(command, kept)
