@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Whether bfloat16 learns as float32 does: Pong's first million steps in both, by the same settings and seeds.
 
-`python -m benchmarks.precision` trains what is missing, and sets both beside each other. All runs have the settings of the
-first one in `results/atari/`, but for seed and precision. Ctrl-C stops it; the same command goes on.
+`python -m benchmarks.precision` trains what is missing, and sets both beside each other. All runs have the settings of
+the first one in `results/atari/`, but for seed and precision. Ctrl-C stops it; the same command goes on.
 """
 
 import argparse
 import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import numpy as np
 from benchmarks import atari_scores
 from benchmarks.results import RESULTS, launcher, rounded, run_to_its_end, unfinished, write
 from ppo_mpi_base import run_file, settings, tasks
-from ppo_mpi_base.aggregates import bootstrap_interval, mean
+from ppo_mpi_base.aggregates import Floats, Scores, mean, probability_of_improvement
+from ppo_mpi_base.comparison import Estimate
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.plot import plot_runs
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.runs import read_run
@@ -82,14 +81,6 @@ def train_and_keep(precision: str, seed: int) -> None:
     shutil.rmtree(unfinished(kept))
 
 
-def cut(path: Path, kept: Path) -> None:
-    """Write the first `STEPS` of a progress.csv as another."""
-    header, rows = read_progress(path)
-    first = [",".join(row[name] for name in header) for row in rows if float(row["total_steps"]) <= STEPS]
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text("\n".join([",".join(header), *first, ""]))
-
-
 def scores(path: Path) -> list[float]:
     """Return the mean return of 100 episodes at each of `POINTS`, and its mean over all steps."""
     run = read_run(path)
@@ -98,23 +89,35 @@ def scores(path: Path) -> list[float]:
     return [*at, float(np.trapezoid(run.returns, run.steps) / (run.steps[-1] - run.steps[0]))]
 
 
-def compare(seeds: Sequence[int]) -> None:
-    """Write and print both precisions' scores by seed, and what the mean differs by; draw both means over seeds."""
-    rows = []
-    with tempfile.TemporaryDirectory() as directory:
-        groups = {precision: Path(directory) / precision / f"{GAME}-v5" for precision in PRECISIONS}
-        for precision, group in groups.items():
-            for seed in seeds:
-                cut(place(precision, seed), group / f"seed{seed}.csv")
-        plot_runs(list(groups.values()), HERE / "curves", labels=list(groups))
-        found = {name: np.array([scores(group / f"seed{k}.csv") for k in seeds]) for name, group in groups.items()}
-    for name, of_seeds in found.items():
-        rows += [(name, str(seed), row) for seed, row in zip(seeds, of_seeds, strict=True)]
-    differences = found["bfloat16"] - found["float32"]  # of two runs that begin with the same weights and games
-    low, high = np.array([bootstrap_interval(mean, [column]) for column in differences.T]).T
-    rows += [("difference", "mean", differences.mean(0)), ("difference", "from", low), ("difference", "to", high)]
-    table = [[precision, seed, *map(rounded, numbers)] for precision, seed, numbers in rows]
-    write(HERE / "scores.csv", [["precision", "seed", *(f"at_{p}" for p in POINTS), "mean_over_steps"], *table])
+def compare() -> None:
+    """Write and print the scores of all runs, and how the precisions differ; draw the means over seeds."""
+    groups = {precision: place(precision, 0).parent for precision in PRECISIONS}
+    plot_runs(list(groups.values()), HERE / "curves", labels=list(groups))
+    runs = {precision: sorted(group.glob("*.csv")) for precision, group in groups.items()}
+    found = {precision: np.array([scores(path) for path in paths]) for precision, paths in runs.items()}
+    rows = [
+        [precision, path.stem.removeprefix("seed"), *map(rounded, row)]
+        for precision, paths in runs.items()
+        for path, row in zip(paths, found[precision], strict=True)
+    ]
+    rows += differing("difference", difference, found)
+    rows += differing("P(bfloat16 > float32)", probability_of_improvement, found)
+    write(HERE / "scores.csv", [["precision", "seed", *(f"at_{p}" for p in POINTS), "mean_over_steps"], *rows])
+
+
+def differing(name: str, statistic: Callable[..., Floats], found: dict[str, Floats]) -> list[list[str]]:
+    """Return a statistic of bfloat16's scores and float32's, (seeds, columns) each, and its 95% interval, as rows.
+
+    Seeds are no pairs: two runs of one begin alike, but part within a few updates.
+    """
+    columns = zip(found["bfloat16"].T, found["float32"].T, strict=True)
+    estimates = [Estimate.of(statistic, [of_bfloat16], [of_float32]) for of_bfloat16, of_float32 in columns]
+    return [[name, part, *(f"{getattr(x, part):.2f}" for x in estimates)] for part in ("value", "low", "high")]
+
+
+def difference(one: Scores, other: Scores) -> Floats:
+    """Return what the mean of one group of scores has more than that of another."""
+    return mean(one) - mean(other)
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
         for precision in PRECISIONS:
             if not place(precision, seed).exists():
                 train_and_keep(precision, seed)
-    compare(arguments.seeds)
+    compare()
 
 
 if __name__ == "__main__":

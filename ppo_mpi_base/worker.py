@@ -99,21 +99,50 @@ class Worker:
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
         together(ranks, lambda: builders.check_equal_networks(self.actor_critic, ranks))
         self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
+        self.reports = together(ranks, lambda: Reports(config, ranks, held))
+        self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
+        self.checkpoints = Checkpoints(
+            config.save_location, ranks, config.checkpoint_seconds, self.reports.tell_failure
+        )
+        self.iteration = self.total_steps = 0
+        self.steps_per_iteration = config.samples_per_rank * ranks.size
+        self.interrupted = False
+        self._wanted = 0.0
+        self._external_loss: float | None = None
+        self._prepare_updates(loss_fn)
+        self._prepare_rollouts()
+        self._begin()
+
+    def _prepare_updates(self, loss_fn: LossFunction) -> None:
+        """Make what gradients and optimizer steps need. Collective: call on all ranks."""
+        config, ranks = self.config, self.ranks
         self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
         self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
         share_cores(ranks, len(self.flat.data))
         self.flat.blas_is_one = len(set(ranks.gather_all(blas_code()))) == 1
         keep_freed_memory()
-        self.reports = together(ranks, lambda: Reports(config, ranks, held))
-        self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
-        spaces = self.environments.observation_space, self.environments.action_space
-        compiler = choose_compiler(config, spaces[0], self.device, ranks.size, self.reports.tell)
+        observations = self.environments.observation_space
+        compiler = choose_compiler(config, observations, self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
+        self.division = Undivided(ranks)
+        self.shuffled = Shuffled(config.minibatch_size)
+        self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
+        self.gradient_limits = {"policy": config.pi_grad_clip, "value": config.v_grad_clip}
+        self.epochs = {"policy": config.train_pi_epochs, "value": config.train_v_epochs}
+        self.idle: frozenset[str] = frozenset()
+        self.stopped_by_kl = self.not_finite = False
+        self.loss_names: list[str] = []
+        self.statistic_names: list[str] = []
+        self._epoch_statistics: list[dict[str, float]] = []
 
-        self.storage = Storage(config.rollout_length_per_worker, config.environments_per_rank, *spaces)
+    def _prepare_rollouts(self) -> None:
+        """Make what stepping the environments needs."""
+        config, n = self.config, self.config.environments_per_rank
+        spaces = self.environments.observation_space, self.environments.action_space
+        self.storage = Storage(config.rollout_length_per_worker, n, *spaces)
         self.collector = Collector(
             config,
             self.environments,
@@ -123,27 +152,8 @@ class Worker:
             self.reports,
             self.first_global_index,
         )
-        self.division = Undivided(ranks)
-        self.shuffled = Shuffled(config.minibatch_size)
         self.observation_moments = RunningMoments(spaces[0].shape or ())
-        self.reward_normalizer = RewardNormalizer(config.environments_per_rank, config.gamma)
-        self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
-        self.gradient_limits = {"policy": config.pi_grad_clip, "value": config.v_grad_clip}
-        self.epochs = {"policy": config.train_pi_epochs, "value": config.train_v_epochs}
-        self.idle: frozenset[str] = frozenset()
-        self.stopped_by_kl = self.not_finite = False
-        self.iteration = self.total_steps = 0
-        self.steps_per_iteration = config.samples_per_rank * ranks.size
-        self.loss_names: list[str] = []
-        self.statistic_names: list[str] = []
-        self._epoch_statistics: list[dict[str, float]] = []
-        self._external_loss: float | None = None
-        self._wanted = 0.0
-        self.interrupted = False
-        self.checkpoints = Checkpoints(
-            config.save_location, ranks, config.checkpoint_seconds, self.reports.tell_failure
-        )
-        self._begin()
+        self.reward_normalizer = RewardNormalizer(n, config.gamma)
 
     def _begin(self) -> None:
         """Begin the run, or go on from its checkpoint. Collective: call on all ranks."""

@@ -14,7 +14,7 @@ import torch
 import tyro
 from torch import nn
 
-from benchmarks import atari_scores, changes, cost_model, gradient_precision, precision, results, run
+from benchmarks import changes, cost_model, gradient_precision, precision, results, run
 from benchmarks.contestants import factory
 from ppo_mpi_base import settings
 from ppo_mpi_base.policies import ActorCritic
@@ -157,23 +157,28 @@ def test_the_highest_test_return_is_of_the_mean_over_seeds(tmp_path: Path, capsy
     assert "HalfCheetah-v4: 1 of 3 runs have no test episodes" in capsys.readouterr().out
 
 
-def test_precisions_are_compared_by_the_first_steps_of_their_runs(tmp_path: Path) -> None:
-    rows = [(0, -20, 1), (500_000, -10, 2), (1_000_000, 10, 3), (1_000_001, 90, 4)]
+def test_the_scores_of_a_run_in_one_precision(tmp_path: Path) -> None:
+    rows = [(0, -20, 1), (500_000, -10, 2), (1_000_000, 10, 3)]
     lines = ["total_steps,episode_return,seconds", *(",".join(map(str, row)) for row in rows), ""]
-    (tmp_path / "whole.csv").write_text("\n".join(lines))
-    precision.cut(tmp_path / "whole.csv", tmp_path / "new" / "seed0.csv")
-    assert (tmp_path / "new" / "seed0.csv").read_text() == "\n".join([*lines[:4], ""])
+    (tmp_path / "seed0.csv").write_text("\n".join(lines))
     # At half a million, three quarters and one million steps; and the mean of -15 and 0 over halves.
-    assert precision.scores(tmp_path / "new" / "seed0.csv") == [-10, 0, 10, -7.5]
+    assert precision.scores(tmp_path / "seed0.csv") == [-10, 0, 10, -7.5]
 
 
-def test_seeds_without_a_run_of_their_own_have_the_settings_of_the_first() -> None:
-    assert precision.place("bfloat16", 1) == atari_scores.place("Pong", 1)
-    assert precision.place("bfloat16", 99) == precision.HERE / "bfloat16" / "Pong-v5" / "seed99.csv"
+def test_runs_in_both_precisions_differ_in_nothing_else() -> None:
     assert precision.place("float32", 1) == precision.HERE / "float32" / "Pong-v5" / "seed1.csv"
-    first, other = (precision.keywords("float32", seed, "here") for seed in (0, 99))
-    assert {name for name in first if repr(other[name]) != repr(first[name])} == {"seed"}
-    assert (first["precision"], other["seed"]) == ("float32", 99)
+    first, other = precision.keywords("float32", 0, "here"), precision.keywords("bfloat16", 1, "here")
+    assert {name for name in first if repr(other[name]) != repr(first[name])} == {"seed", "precision"}
+    assert (other["precision"], other["seed"]) == ("bfloat16", 1)
+
+
+def test_groups_of_seeds_are_compared_column_by_column() -> None:
+    found = {"bfloat16": np.array([[1.0, 5.0], [3.0, 5.0]]), "float32": np.array([[2.0, 4.0], [2.0, 4.0]])}
+    value, low, high = precision.differing("difference", precision.difference, found)
+    assert value == ["difference", "value", "0.00", "1.00"]
+    assert (low[2:], high[2:]) == (["-1.00", "1.00"], ["1.00", "1.00"])
+    probability, *_ = precision.differing("", precision.probability_of_improvement, found)
+    assert probability[2:] == ["0.50", "1.00"]
 
 
 def test_the_gradient_in_each_precision() -> None:
