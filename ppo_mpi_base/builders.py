@@ -16,6 +16,7 @@ from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import SharedTrunk, orthogonal_
+from ppo_mpi_base.parts import with_rows, with_rows_of_all
 from ppo_mpi_base.policies import ActorCritic, action_dim, any_observations, check_networks, observation_dim
 from ppo_mpi_base.seeding import NETWORKS, seed_sequence
 from ppo_mpi_base.undisturbed import undisturbed
@@ -98,13 +99,18 @@ def check_equal_devices(device: torch.device, ranks: Communicator) -> None:
         )
 
 
-def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """Build one environment, or raise `ConfigurationError` where it is none."""
+def build_environment(
+    env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any], hook: Callable[[Any], Any] | None
+) -> gymnasium.Env:
+    """Build one environment, or raise `ConfigurationError` where it is none.
+
+    Observations of a Dict space become rows, see `parts.Parts`; a `state_processing_hook` sees dicts all the same.
+    """
     check_takes("env_fn", env_fn, **env_kwargs)
     environment = env_fn(**env_kwargs)
     if not isinstance(environment, gymnasium.Env):
         raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
-    return environment
+    return with_rows(environment) if hook is None else environment
 
 
 def build_environments(config: Config, ranks: Communicator) -> Environments:
@@ -113,7 +119,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
     Raises:
         ConfigurationError: a builder gives something else than it should, or spaces are not supported.
     """
-    n = config.environments_per_rank
+    n, hook = config.environments_per_rank, config.state_processing_hook
     made: list[gymnasium.Env] | gymnasium.vector.VectorEnv
     if config.make_vec_env_fn is not None:
         check_takes("make_vec_env_fn", config.make_vec_env_fn, "env_fn", "n", **config.env_kwargs)
@@ -124,15 +130,16 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
             )
         if made.num_envs != n:
             raise ConfigurationError(f"make_vec_env_fn returned {made.num_envs} environments for num_environments={n}")
+        made = with_rows_of_all(made) if hook is None else made
     else:
-        made = [build_environment(config.env_fn, config.env_kwargs) for _ in range(n)]
+        made = [build_environment(config.env_fn, config.env_kwargs, hook) for _ in range(n)]
     return Environments(
         made,
         seed=config.seed,
         first_global_index=ranks.rank * n,
         max_ep_len=config.max_ep_len,
         first_ep_lens=_staggered(config.stagger_episodes, ranks, n),
-        state_processing_hook=config.state_processing_hook,
+        state_processing_hook=hook,
         obs_space_override=config.obs_space_override,
     )
 
@@ -208,7 +215,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     return actor_critic
 
 
-def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: int, **keywords: Any) -> torch.nn.Module:
+def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: Any, **keywords: Any) -> torch.nn.Module:
     """Build a network by the user's function, or raise `ConfigurationError` where it does not take what it gets."""
     if isinstance(build, torch.nn.Module):
         raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")

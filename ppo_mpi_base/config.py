@@ -63,7 +63,8 @@ class Config:
     env_fn: Callable[..., gymnasium.Env]
     """Builds one environment, all wrappers applied: `env_fn(**env_kwargs)`."""
     network_fn: Callable[..., torch.nn.Module]
-    """Builds the policy network, observations -> means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`."""
+    """Builds the policy network, observations -> means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`. Of a
+    Dict space `obs_dim` is a dict, and observations are dicts of tensors."""
     value_network_fn: Callable[..., torch.nn.Module] | None = None
     """Builds the value network, observations -> (B, 1) or (B,): `value_network_fn(obs_dim, **critic_kwargs)`. None: the
     policy network gives both, as a tuple (means or logits, values), and is trained as one."""

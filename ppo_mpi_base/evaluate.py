@@ -277,7 +277,7 @@ def _environment(
     state_processing_hook: Callable[[Any], Any] | None,
 ) -> gymnasium.Env:
     """Build an environment that has the policy's spaces; what a hook makes of observations can be seen only later."""
-    environment = build_environment(env_fn, env_kwargs)
+    environment = build_environment(env_fn, env_kwargs, state_processing_hook)
     for name, wanted in (("observation", policy.observation_space), ("action", policy.action_space)):
         found = getattr(environment, f"{name}_space")
         if found != wanted and not (name == "observation" and state_processing_hook):

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.normalize import OBSERVATION_CLIP
+from ppo_mpi_base.parts import Parts
 
 
 class Distribution(Protocol):
@@ -85,8 +86,15 @@ class Categorical:
         return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def observation_dim(space: gymnasium.Space) -> int:
-    """Return `obs_dim`: a Box's leading dimension (channels of an image), a Discrete space's number of values."""
+def observation_dim(space: gymnasium.Space) -> Any:
+    """Return `obs_dim`: a Box's leading dimension (channels of an image), a Discrete space's number of values.
+
+    Of a Dict space, a dict of these.
+    """
+    if isinstance(space, Parts):
+        space = space.parts
+    if isinstance(space, Dict):
+        return {name: observation_dim(part) for name, part in space.items()}
     if isinstance(space, Discrete):
         return int(space.n)
     return int(space.shape[0]) if space.shape else 1
@@ -117,7 +125,7 @@ class ActorCritic(nn.Module):
         network: observations (B, ...) -> means or logits (B, act_dim); where `value_network` is None, a tuple of these
             and values (B, 1) or (B,).
         value_network: observations (B, ...) -> (B, 1) or (B,).
-        observation_space: Box or Discrete (then networks see one-hot vectors).
+        observation_space: Box; Discrete, of which networks see one-hot vectors; or `Parts`, of which they see dicts.
         action_space: Box or Discrete.
         initial_log_std: of the Gaussian policy over a Box.
         normalize_observations: shift and scale observations by the moments that were last set.
@@ -190,7 +198,7 @@ class ActorCritic(nn.Module):
         network, width = networks[name]
         attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
         own = attributes.get("forward")  # of a wrapper; others have their class's
-        attributes["forward"] = lambda seen: seen.new_zeros(len(seen), width)
+        attributes["forward"] = lambda given: _zeros(given, width)
         try:
             yield
         finally:
@@ -213,12 +221,16 @@ class ActorCritic(nn.Module):
             observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
         return observations.to(torch.get_default_dtype())
 
+    def given(self, seen: Tensor) -> Tensor | dict[str, Any]:
+        """Return what `preprocess` returned as networks are given it: of a Dict space's `Parts`, a dict of tensors."""
+        return self.observation_space.split(seen) if isinstance(self.observation_space, Parts) else seen
+
     def _outputs(self, network: nn.Module, seen: Tensor) -> Any:
         """Return what a network gives: a tensor, or a tuple of means or logits and values."""
         if self.precision != "bfloat16":
-            return network(seen)
+            return network(self.given(seen))
         with torch.autocast(seen.device.type, torch.bfloat16):
-            outputs = network(seen)
+            outputs = network(self.given(seen))
         dtype = torch.get_default_dtype()
         return tuple(x.to(dtype) for x in outputs) if isinstance(outputs, tuple) else outputs.to(dtype)
 
@@ -265,6 +277,13 @@ class ActorCritic(nn.Module):
         return actions, self.to_environment(actions), policy.log_prob(actions), values
 
 
+def _zeros(given: Tensor | dict[str, Any], width: int) -> Tensor:
+    """Return zeros (B, width) for what a network is given of B observations."""
+    while isinstance(given, dict):
+        given = next(iter(given.values()))
+    return given.new_zeros(len(given), width)
+
+
 def _inner(bound: np.ndarray, inwards: float) -> Tensor:
     """Return a bound in the default dtype, rounded towards `inwards`: clipped actions must not leave the space."""
     rounded = torch.as_tensor(bound, dtype=torch.get_default_dtype()).clone()
@@ -285,20 +304,20 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
     Raises:
         ConfigurationError: a network fails, or gives another shape than its builder promised.
     """
-    seen = actor_critic.preprocess(observations)
+    given = actor_critic.given(actor_critic.preprocess(observations))
     wanted = action_dim(actor_critic.action_space)
     shared = actor_critic.value_network is None
-    output = _run("network_fn", actor_critic.network, seen)
+    output = _run("network_fn", actor_critic.network, given)
     if shared and not (isinstance(output, tuple) and len(output) == 2):
         raise ConfigurationError(
             "value_network_fn is missing, so network_fn's module must return (means or logits, values)"
         )
-    policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
+    policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, given))
     batch = len(observations)
     if _shape(policy_output) != (batch, wanted):
         raise ConfigurationError(
-            f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations of shape "
-            f"{tuple(observations.shape[1:])}; {actor_critic.action_space} needs ({batch}, {wanted})"
+            f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations {_shape(given)}; "
+            f"{actor_critic.action_space} needs ({batch}, {wanted})"
         )
     if _shape(values) not in ((batch, 1), (batch,)):
         name = "network_fn" if shared else "value_network_fn"
@@ -308,16 +327,18 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
         )
 
 
-def _shape(output: Any) -> tuple[int, ...] | str:
-    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+def _shape(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: _shape(part) for name, part in found.items()}
+    return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
 
 
-def _run(name: str, network: Callable[[Tensor], Any] | None, seen: Tensor) -> Any:
+def _run(name: str, network: Callable[[Any], Any] | None, given: Tensor | dict[str, Any]) -> Any:
     if not isinstance(network, nn.Module):
         raise ConfigurationError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     try:
         with torch.no_grad():
-            return network(seen)
+            return network(given)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{name}: the module fails on observations {tuple(seen.shape)}: {reason}") from error
+        raise ConfigurationError(f"{name}: the module fails on observations {_shape(given)}: {reason}") from error

@@ -12,13 +12,14 @@ import gymnasium
 import numpy as np
 import safetensors.torch
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
 from ppo_mpi_base import layers
 from ppo_mpi_base.config import Config, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_together
+from ppo_mpi_base.parts import Parts
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
 
 FORMAT = 1
@@ -83,12 +84,12 @@ def load_policy(
     policy_kwargs: dict[str, Any] | None = None,
     deterministic: bool = True,
     seed: int = 0,
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """Return the saved policy as a function observation -> action, for one environment's observations.
 
-    After a training with `state_processing_hook` these are what the hook returns. It computes as in its training, so
-    after `precision="bfloat16"` slowly where the processor has no instructions for that; but in torch's default dtype,
-    which is yours to set as it was then.
+    Those of a Dict space are dicts; after a training with `state_processing_hook` they are what the hook returns. It
+    computes as in its training, so after `precision="bfloat16"` slowly where the processor has no instructions for
+    that; but in torch's default dtype, which is yours to set as it was then.
 
     Args:
         save_location: the directory that was given to `PPO()`.
@@ -175,14 +176,17 @@ def _built(
     return SavedPolicy(policy, path.name, total_steps, episode_return, hooked)
 
 
-def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Callable[[Any], np.ndarray]:
     """Return a policy as a function observation -> action; see `load_policy`."""
     generator = np.random.default_rng(seed)
     actor_critic.eval()
-    shape = actor_critic.observation_space.shape
+    space = actor_critic.observation_space
+    shape = space.shape
 
     @torch.no_grad()
-    def policy(observation: np.ndarray) -> np.ndarray:
+    def policy(observation: Any) -> np.ndarray:
+        if isinstance(space, Parts) and isinstance(observation, dict):
+            observation = space.join(observation)
         copied = np.array(observation)  # whatever its strides are
         if copied.shape != shape:
             raise ConfigurationError(f"observation: its shape must be {shape}, as in training, not {copied.shape}")
@@ -215,12 +219,16 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
 
 
 def describe_space(space: gymnasium.Space) -> dict[str, Any]:
-    """Return what JSON can hold of a Box or Discrete space."""
+    """Return what JSON can hold of a Box or Discrete space, or of the `Parts` of a Dict space of them."""
+    if isinstance(space, Parts):
+        return {"kind": "Parts", "dict": describe_space(space.parts)}
+    if isinstance(space, Dict):
+        return {"kind": "Dict", "parts": [[name, describe_space(part)] for name, part in space.items()]}
     if isinstance(space, Discrete):
         own = {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), **own}
     if not isinstance(space, Box):
-        raise ConfigurationError(f"the space {space} cannot be saved, only Box and Discrete can")
+        raise ConfigurationError(f"the space {space} cannot be saved, only Box, Discrete and Dict can")
     bounds = {"low": space.low, "high": space.high}
     # JSON has no infinity: numbers as text keep all of them exactly.
     return {
@@ -236,6 +244,10 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
 
 def make_space(description: dict[str, Any]) -> gymnasium.Space:
     """Return the space of a description by `describe_space`."""
+    if description["kind"] == "Parts":
+        return Parts(make_space(description["dict"]))  # type: ignore[arg-type]
+    if description["kind"] == "Dict":
+        return Dict([(name, make_space(part)) for name, part in description["parts"]])
     if description["kind"] == "Discrete":
         own = {"dtype": np.dtype(description["dtype"]).type} if "dtype" in description else {}
         return Discrete(description["n"], start=description["start"], **own)

@@ -96,7 +96,7 @@ def record_video(
 
 def _policy(
     saved: SavedPolicy, deterministic: bool, seed: int, hook: Callable[[Any], Any] | None
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """Return a policy as a function of the environment's own observations."""
     saved.check_hook(hook)
     policy = as_function(saved.actor_critic, deterministic, seed)
@@ -105,7 +105,7 @@ def _policy(
 
 def _film(
     environment: gymnasium.Env,
-    policy: Callable[[np.ndarray], np.ndarray],
+    policy: Callable[[Any], np.ndarray],
     path: Path,
     episodes: int,
     seed: int,
@@ -164,7 +164,7 @@ def choose_mujoco_backend() -> None:
 
 def _play(
     environment: gymnasium.Env,
-    policy: Callable[[np.ndarray], np.ndarray],
+    policy: Callable[[Any], np.ndarray],
     video: _Video,
     episodes: int,
     seed: int,
@@ -187,7 +187,7 @@ def _play(
     return returns
 
 
-def _action(policy: Callable[[np.ndarray], np.ndarray], observation: Any, space: gymnasium.Space) -> np.ndarray:
+def _action(policy: Callable[[Any], np.ndarray], observation: Any, space: gymnasium.Space) -> np.ndarray:
     try:
         action = policy(observation)
     except (RuntimeError, ConfigurationError) as error:

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary
 from torch import Tensor, nn
 
 from ppo_mpi_base.config import Config
@@ -385,8 +385,8 @@ def test_spaces_survive_json(space: gymnasium.Space) -> None:
 
 
 def test_other_spaces_are_told() -> None:
-    with pytest.raises(ConfigurationError, match="only Box and Discrete"):
-        describe_space(Dict({"x": OBSERVATIONS}))
+    with pytest.raises(ConfigurationError, match="only Box, Discrete and Dict"):
+        describe_space(MultiBinary(2))
 
 
 def test_networks_that_share_layers_are_saved(tmp_path: Path) -> None:
