@@ -16,7 +16,6 @@ from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.networks import SharedTrunk, orthogonal_
-from ppo_mpi_base.parts import with_rows, with_rows_of_all
 from ppo_mpi_base.policies import ActorCritic, action_dim, any_observations, check_networks, observation_dim
 from ppo_mpi_base.seeding import NETWORKS, seed_sequence
 from ppo_mpi_base.undisturbed import undisturbed
@@ -99,18 +98,13 @@ def check_equal_devices(device: torch.device, ranks: Communicator) -> None:
         )
 
 
-def build_environment(
-    env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any], hook: Callable[[Any], Any] | None
-) -> gymnasium.Env:
-    """Build one environment, or raise `ConfigurationError` where it is none.
-
-    Observations of a Dict space become rows, see `parts.Parts`; a `state_processing_hook` sees dicts all the same.
-    """
+def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Build one environment, or raise `ConfigurationError` where it is none."""
     check_takes("env_fn", env_fn, **env_kwargs)
     environment = env_fn(**env_kwargs)
     if not isinstance(environment, gymnasium.Env):
         raise ConfigurationError(f"env_fn must return a gymnasium.Env, not {type(environment).__name__}")
-    return with_rows(environment) if hook is None else environment
+    return environment
 
 
 def build_environments(config: Config, ranks: Communicator) -> Environments:
@@ -119,7 +113,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
     Raises:
         ConfigurationError: a builder gives something else than it should, or spaces are not supported.
     """
-    n, hook = config.environments_per_rank, config.state_processing_hook
+    n = config.environments_per_rank
     made: list[gymnasium.Env] | gymnasium.vector.VectorEnv
     if config.make_vec_env_fn is not None:
         check_takes("make_vec_env_fn", config.make_vec_env_fn, "env_fn", "n", **config.env_kwargs)
@@ -130,16 +124,15 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
             )
         if made.num_envs != n:
             raise ConfigurationError(f"make_vec_env_fn returned {made.num_envs} environments for num_environments={n}")
-        made = with_rows_of_all(made) if hook is None else made
     else:
-        made = [build_environment(config.env_fn, config.env_kwargs, hook) for _ in range(n)]
+        made = [build_environment(config.env_fn, config.env_kwargs) for _ in range(n)]
     return Environments(
         made,
         seed=config.seed,
         first_global_index=ranks.rank * n,
         max_ep_len=config.max_ep_len,
         first_ep_lens=_staggered(config.stagger_episodes, ranks, n),
-        state_processing_hook=hook,
+        state_processing_hook=config.state_processing_hook,
         obs_space_override=config.obs_space_override,
     )
 
@@ -220,4 +213,12 @@ def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: Any, **ke
     if isinstance(build, torch.nn.Module):
         raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")
     check_takes(name, build, *["obs_dim", "act_dim"][: len(sizes)], **keywords)
-    return build(*sizes, **keywords)
+    try:
+        return build(*sizes, **keywords)
+    except (KeyError, TypeError) as error:
+        if not isinstance(sizes[0], dict):
+            raise
+        raise ConfigurationError(
+            f"{name} fails for obs_dim={sizes[0]}, the sizes of the parts of a Dict space ({error!r}): "
+            "gymnasium.wrappers.FlattenObservation would make one vector of them"
+        ) from error

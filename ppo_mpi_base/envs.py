@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.parts import with_rows
 from ppo_mpi_base.steppers import Episode, Fit, Loop, Vector
 
 RECORDED_STEPS = 50_000
@@ -64,7 +65,8 @@ class Environments:
 
     Attributes:
         num_envs: N.
-        observation_space, action_space: those of a single environment, the first after `obs_space_override`.
+        observation_space, action_space: those of a single environment, the first after `obs_space_override`, and
+            `Parts` in place of a Dict space.
 
     Raises:
         ConfigurationError: spaces that differ or are not supported, an environment that is there twice, a vector
@@ -87,8 +89,12 @@ class Environments:
         else:
             _check_alike(environments, first_global_index)
             space, self.action_space = environments[0].observation_space, environments[0].action_space
-        self.observation_space = space if obs_space_override is None else obs_space_override
-        check_spaces(self.observation_space, self.action_space, "env_fn" if obs_space_override is None else OVERRIDE)
+        source = "env_fn" if obs_space_override is None else OVERRIDE
+        try:
+            self.observation_space = with_rows(space if obs_space_override is None else obs_space_override)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: {error}") from None
+        check_spaces(self.observation_space, self.action_space, source)
         fit = Fit(self.observation_space, state_processing_hook, first_global_index)
         self._stepper: Vector | Loop
         if isinstance(environments, VectorEnv):
@@ -253,16 +259,20 @@ OVERRIDE = "obs_space_override"
 def check_spaces(observation_space: gym.Space, action_space: gym.Space, source: str = "env_fn") -> None:
     """Raise `ConfigurationError` unless both spaces are a Box (of any shape, actions of floats) or Discrete.
 
+    `Parts` of a Dict space are a Box.
+
     Args:
         observation_space: what networks are built for.
         action_space: that of the environments.
         source: the keyword that the observation space comes from.
     """
-    for argument, name, space in ((source, "observation", observation_space), ("env_fn", "action", action_space)):
-        if not isinstance(space, Box | Discrete):
-            raise ConfigurationError(
-                f"{argument}: the {name} space {space} is no Box and no Discrete, which alone can be"
-            )
+    if not isinstance(observation_space, Box | Discrete):
+        raise ConfigurationError(
+            f"{source}: the observation space {observation_space} must be a Box, a Discrete or a Dict of these; "
+            "gymnasium.wrappers.FlattenObservation makes a Box of others"
+        )
+    if not isinstance(action_space, Box | Discrete):
+        raise ConfigurationError(f"env_fn: the action space {action_space} must be a Box or a Discrete")
     if isinstance(action_space, Box) and action_space.dtype.kind != "f":
         raise ConfigurationError(
             f"env_fn: the action space {action_space} is of {action_space.dtype}, but sampled actions are fractions: "

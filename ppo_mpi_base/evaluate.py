@@ -24,6 +24,7 @@ from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.mpi import Communicator, world
+from ppo_mpi_base.parts import with_rows
 from ppo_mpi_base.policies import ActorCritic, action_noise
 from ppo_mpi_base.saved_policy import SavedPolicy, load_actor_critic
 from ppo_mpi_base.seeding import EVALUATION, generator, seed_sequence
@@ -277,9 +278,9 @@ def _environment(
     state_processing_hook: Callable[[Any], Any] | None,
 ) -> gymnasium.Env:
     """Build an environment that has the policy's spaces; what a hook makes of observations can be seen only later."""
-    environment = build_environment(env_fn, env_kwargs, state_processing_hook)
+    environment = build_environment(env_fn, env_kwargs)
     for name, wanted in (("observation", policy.observation_space), ("action", policy.action_space)):
-        found = getattr(environment, f"{name}_space")
+        found = with_rows(getattr(environment, f"{name}_space"))
         if found != wanted and not (name == "observation" and state_processing_hook):
             environment.close()
             raise ConfigurationError(f"env_fn: the {name} space is {found}, but the policy's is {wanted}")

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, flatten_space
-from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.vector.utils import batch_space, iterate
-from gymnasium.wrappers import TransformObservation
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
@@ -22,9 +19,9 @@ Layout: TypeAlias = dict[str, tuple[int, Any]]
 
 
 class Parts(Box):
-    """Rows of numbers (n,), which stand for the observations of a Dict space: one part after another.
+    """Rows of numbers (n,), which stand for the observations of a Dict space: one part after another, in its order.
 
-    Their dtype is the one that all parts fit into; a Discrete part is one-hot.
+    Their dtype is the one that all parts fit into; a Discrete part is one-hot, in bytes.
 
     Args:
         parts: Box of any shape, Discrete, or Dict again.
@@ -34,11 +31,9 @@ class Parts(Box):
     """
 
     def __init__(self, parts: Dict) -> None:
-        _check(parts)
-        flat = flatten_space(parts)
-        assert isinstance(flat, Box)
-        assert flat.dtype is not None
-        super().__init__(flat.low, flat.high, dtype=flat.dtype.type)
+        leaves = list(_leaves(parts))
+        low, high = (np.concatenate(bounds) for bounds in zip(*map(_bounds, leaves), strict=True))
+        super().__init__(low, high, dtype=np.result_type(low, high).type)
         self.parts = parts
         self._layout = _layout(parts)
 
@@ -49,89 +44,82 @@ class Parts(Box):
     def __repr__(self) -> str:
         return repr(self.parts)
 
-    def join(self, observation: dict[str, Any]) -> np.ndarray:
+    def join(self, observation: Any) -> np.ndarray:
         """Return an observation of the Dict space as a row.
 
         Raises:
-            TrainingError: a part is missing, has another shape, or is no value of its Discrete space.
+            TrainingError: a part is missing, has another shape, or is not one of those that its space has.
         """
-        return np.concatenate(_pieces(self.parts, observation))
+        return np.concatenate(_pieces(self.parts, observation, ""), dtype=self.dtype)
 
     def split(self, rows: Tensor) -> dict[str, Any]:
         """Return rows (B, n) as a dict of their parts: (B, *shape) of a Box, (B, values) of a Discrete space."""
         return _split(self._layout, rows)
 
 
-def with_rows(environment: gymnasium.Env) -> gymnasium.Env:
-    """Return an environment whose observations are the rows of its Dict space; any other as it is."""
-    if not isinstance(environment.observation_space, Dict):
-        return environment
-    rows = Parts(environment.observation_space)
-    return TransformObservation(environment, rows.join, rows)
+def with_rows(space: gymnasium.Space) -> gymnasium.Space:
+    """Return the space of the rows that stand for a Dict space; any other as it is."""
+    return Parts(space) if isinstance(space, Dict) else space
 
 
-def with_rows_of_all(vector: VectorEnv) -> VectorEnv:
-    """Return a vector environment whose observations are the rows of its Dict space; any other as it is."""
-    return _Rows(vector) if isinstance(vector.single_observation_space, Dict) else vector
-
-
-class _Rows(VectorWrapper):
-    """Does what `TransformObservation` does, for a vector environment (Gymnasium's own refuses SAME_STEP)."""
-
-    def __init__(self, vector: VectorEnv) -> None:
-        super().__init__(vector)
-        assert isinstance(vector.single_observation_space, Dict)
-        self._parts = self.single_observation_space = Parts(vector.single_observation_space)
-        self.observation_space = batch_space(self._parts, vector.num_envs)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin episodes."""
-        observations, infos = self.env.reset(seed=seed, options=options)
-        return self._rows(observations), infos
-
-    def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
-        """Take one step."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        if "final_obs" in infos:
-            infos["final_obs"] = [None if final is None else self._parts.join(final) for final in infos["final_obs"]]
-        return self._rows(observations), rewards, terminated, truncated, infos
-
-    def _rows(self, observations: Any) -> np.ndarray:
-        return np.stack([self._parts.join(x) for x in iterate(self.env.observation_space, observations)])
-
-
-def _check(parts: Dict) -> None:
+def _leaves(parts: Dict, above: str = "") -> Iterator[Box | Discrete]:
+    """Yield the parts that are no dicts, in order, or raise `ConfigurationError`."""
     if not parts.spaces:
-        raise ConfigurationError("env_fn: the observation space Dict() has no part")
+        raise ConfigurationError(f"the observation space{f' of {above!r}' if above else ''} is Dict(), without a part")
     for name, part in parts.spaces.items():
+        path = f"{above}.{name}" if above else str(name)
         if isinstance(part, Dict):
-            _check(part)
-        elif not isinstance(part, Box | Discrete):
+            yield from _leaves(part, path)
+        elif isinstance(part, Box | Discrete):
+            yield part
+        else:
             raise ConfigurationError(
-                f"env_fn: the part {name!r} of the observation space is {part}, and no Box, Discrete or Dict"
+                f"the part {path!r} of the observation space is {part}, and must be a Box, a Discrete or a Dict"
             )
 
 
-def _pieces(parts: Dict, observation: Any) -> list[np.ndarray]:
+def _bounds(part: Box | Discrete) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the greatest numbers that stand for a part."""
+    if isinstance(part, Discrete):
+        return np.zeros(int(part.n), np.uint8), np.ones(int(part.n), np.uint8)
+    return part.low.ravel(), part.high.ravel()
+
+
+def _pieces(parts: Dict, observation: Any, above: str) -> list[np.ndarray]:
     """Return the numbers that stand for each part of an observation, see `Parts.join`."""
+    if not isinstance(observation, Mapping):
+        raise TrainingError(f"{_told(above)} is no dict, but {type(observation).__name__}; its space is {parts}")
     pieces = []
     for name, part in parts.spaces.items():
-        if not isinstance(observation, Mapping) or name not in observation:
-            raise TrainingError(f"an observation lacks the part {name!r} that is in its space: {observation!r}")
-        x = observation[name]
+        path = f"{above}.{name}" if above else str(name)
+        if name not in observation:
+            raise TrainingError(f"{_told(above)} has the parts {', '.join(map(repr, observation))}, and lacks {name!r}")
         if isinstance(part, Dict):
-            pieces += _pieces(part, x)
-            continue
-        fits = np.shape(x) == part.shape
-        if not fits or (isinstance(part, Discrete) and not 0 <= int(x) - int(part.start) < int(part.n)):
-            found = repr(x) if fits else f"of shape {np.shape(x)}"
-            raise TrainingError(f"the part {name!r} of an observation is {found}, but its space is {part}")
-        if isinstance(part, Discrete):
-            one_hot = np.zeros(int(part.n), part.dtype)
-            one_hot[int(x) - int(part.start)] = 1
-            x = one_hot
-        pieces.append(np.reshape(x, -1))
+            pieces += _pieces(part, observation[name], path)
+        else:
+            pieces.append(_piece(part, np.asarray(observation[name]), path))
     return pieces
+
+
+def _piece(part: gymnasium.Space, x: np.ndarray, path: str) -> np.ndarray:
+    """Return the numbers (size,) that stand for one part."""
+    whole = np.dtype(part.dtype).kind != "f"
+    if x.shape != part.shape:
+        raise TrainingError(f"{_told(path)} is of shape {x.shape}, but its space is {part}")
+    if whole and x.dtype != part.dtype and not (x.dtype.kind in "iub" and np.array_equal(x.astype(part.dtype), x)):
+        raise TrainingError(f"{_told(path)} is of dtype {x.dtype}, with {x.flat[0]} in it, but its space is {part}")
+    if not isinstance(part, Discrete):
+        return np.reshape(x, -1).astype(part.dtype, copy=False)
+    k = int(x) - int(part.start)
+    if not 0 <= k < int(part.n):
+        raise TrainingError(f"{_told(path)} is {x}, but its space is {part}")
+    one_hot = np.zeros(int(part.n), np.uint8)
+    one_hot[k] = 1
+    return one_hot
+
+
+def _told(path: str) -> str:
+    return f"the part {path!r} of an observation" if path else "an observation"
 
 
 def _layout(parts: Dict) -> Layout:

@@ -198,7 +198,7 @@ class ActorCritic(nn.Module):
         network, width = networks[name]
         attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
         own = attributes.get("forward")  # of a wrapper; others have their class's
-        attributes["forward"] = lambda given: _zeros(given, width)
+        attributes["forward"] = lambda seen: _first(seen).new_zeros(len(_first(seen)), width)
         try:
             yield
         finally:
@@ -211,26 +211,26 @@ class ActorCritic(nn.Module):
         self.observation_mean.copy_(torch.as_tensor(mean))
         self.observation_std.copy_(torch.as_tensor(std))
 
-    def preprocess(self, observations: Tensor) -> Tensor:
-        """Return what the networks see, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete."""
+    def preprocess(self, observations: Tensor) -> Tensor | dict[str, Any]:
+        """Return what the networks see, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete.
+
+        Of the rows (B, n) of a Dict space, a dict of its parts.
+        """
         if isinstance(self.observation_space, Discrete):
             index = observations.long() - int(self.observation_space.start)
             return functional.one_hot(index, int(self.observation_space.n)).to(torch.get_default_dtype())
         if self.normalize_observations:
             observations = (observations - self.observation_mean) / self.observation_std
             observations = observations.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
-        return observations.to(torch.get_default_dtype())
-
-    def given(self, seen: Tensor) -> Tensor | dict[str, Any]:
-        """Return what `preprocess` returned as networks are given it: of a Dict space's `Parts`, a dict of tensors."""
+        seen = observations.to(torch.get_default_dtype())
         return self.observation_space.split(seen) if isinstance(self.observation_space, Parts) else seen
 
-    def _outputs(self, network: nn.Module, seen: Tensor) -> Any:
+    def _outputs(self, network: nn.Module, seen: Tensor | dict[str, Any]) -> Any:
         """Return what a network gives: a tensor, or a tuple of means or logits and values."""
         if self.precision != "bfloat16":
-            return network(self.given(seen))
-        with torch.autocast(seen.device.type, torch.bfloat16):
-            outputs = network(self.given(seen))
+            return network(seen)
+        with torch.autocast(_first(seen).device.type, torch.bfloat16):
+            outputs = network(seen)
         dtype = torch.get_default_dtype()
         return tuple(x.to(dtype) for x in outputs) if isinstance(outputs, tuple) else outputs.to(dtype)
 
@@ -277,11 +277,11 @@ class ActorCritic(nn.Module):
         return actions, self.to_environment(actions), policy.log_prob(actions), values
 
 
-def _zeros(given: Tensor | dict[str, Any], width: int) -> Tensor:
-    """Return zeros (B, width) for what a network is given of B observations."""
-    while isinstance(given, dict):
-        given = next(iter(given.values()))
-    return given.new_zeros(len(given), width)
+def _first(seen: Tensor | dict[str, Any]) -> Tensor:
+    """Return what networks see, or its first part."""
+    while isinstance(seen, dict):
+        seen = next(iter(seen.values()))
+    return seen
 
 
 def _inner(bound: np.ndarray, inwards: float) -> Tensor:
@@ -304,19 +304,19 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
     Raises:
         ConfigurationError: a network fails, or gives another shape than its builder promised.
     """
-    given = actor_critic.given(actor_critic.preprocess(observations))
+    seen = actor_critic.preprocess(observations)
     wanted = action_dim(actor_critic.action_space)
     shared = actor_critic.value_network is None
-    output = _run("network_fn", actor_critic.network, given)
+    output = _run("network_fn", actor_critic.network, seen)
     if shared and not (isinstance(output, tuple) and len(output) == 2):
         raise ConfigurationError(
             "value_network_fn is missing, so network_fn's module must return (means or logits, values)"
         )
-    policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, given))
+    policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
     batch = len(observations)
     if _shape(policy_output) != (batch, wanted):
         raise ConfigurationError(
-            f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations {_shape(given)}; "
+            f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations {_shape(seen)}; "
             f"{actor_critic.action_space} needs ({batch}, {wanted})"
         )
     if _shape(values) not in ((batch, 1), (batch,)):
@@ -333,12 +333,12 @@ def _shape(found: Any) -> Any:
     return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
 
 
-def _run(name: str, network: Callable[[Any], Any] | None, given: Tensor | dict[str, Any]) -> Any:
+def _run(name: str, network: Callable[[Any], Any] | None, seen: Tensor | dict[str, Any]) -> Any:
     if not isinstance(network, nn.Module):
         raise ConfigurationError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     try:
         with torch.no_grad():
-            return network(given)
+            return network(seen)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{name}: the module fails on observations {_shape(given)}: {reason}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigurationError(f"{name}: the module fails on observations {_shape(seen)}: {reason}") from error

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -185,11 +185,12 @@ def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Ca
 
     @torch.no_grad()
     def policy(observation: Any) -> np.ndarray:
-        if isinstance(space, Parts) and isinstance(observation, dict):
+        if isinstance(space, Parts):
             observation = space.join(observation)
         copied = np.array(observation)  # whatever its strides are
         if copied.shape != shape:
-            raise ConfigurationError(f"observation: its shape must be {shape}, as in training, not {copied.shape}")
+            found = "a dict" if isinstance(observation, Mapping) else copied.shape
+            raise ConfigurationError(f"observation: its shape must be {shape}, as in training, not {found}")
         distribution = actor_critic.policy(torch.as_tensor(copied[None]))
         if deterministic:
             action = distribution.mode()

@@ -12,6 +12,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.parts import Parts
 from ppo_mpi_base.seeding import EPISODES, generator, seed_sequence
 from ppo_mpi_base.whole_games import recorder_of
 
@@ -32,6 +33,8 @@ Stepped: TypeAlias = tuple[np.ndarray, dict[int, bool], dict[int, np.ndarray], d
 class Fit:
     """Pass single observations through the user's hook, and check that they fit the observation space.
 
+    Those of a Dict space become the rows that stand for them, where the space is `Parts`.
+
     Attributes:
         exact: the dtype of a space of whole numbers, into which others may not be written unseen; None of floats.
         choices: the observations that a Discrete space has; None of others.
@@ -42,11 +45,17 @@ class Fit:
         dtype = np.dtype(space.dtype)
         self.exact = None if dtype.kind == "f" else dtype
         self.choices = range(int(space.start), int(space.start + space.n)) if isinstance(space, Discrete) else None
+        self.parts = space if isinstance(space, Parts) else None
 
     def __call__(self, i: int, observation: Any) -> Any:
         """Return what stands for an observation of environment i, of the right shape and of numbers that are kept."""
         if self.hook is not None:
             observation = self.hook(observation)
+        if self.parts is not None:
+            try:
+                return self.parts.join(observation)
+            except TrainingError as error:
+                raise TrainingError(f"environment {self.first + i}: {self._source()}: {error}") from None
         if getattr(observation, "shape", None) != self.shape and np.shape(observation) != self.shape:
             raise self.error(i, f"observation of shape {np.shape(observation)}")
         if self.exact is not None and getattr(observation, "dtype", None) != self.exact:
@@ -65,10 +74,14 @@ class Fit:
 
     def error(self, i: int, what: str) -> TrainingError:
         """Return the error that says what an observation is and what would be right."""
-        source, remedy = "env_fn", "its observation_space must say what it returns"
-        if self.hook is not None:
-            source, remedy = "state_processing_hook", "obs_space_override must say what it returns"
-        return TrainingError(f"environment {self.first + i}: {source} gave an {what} for {self.space}; {remedy}")
+        says = "its observation_space" if self.hook is None else "obs_space_override"
+        return TrainingError(
+            f"environment {self.first + i}: {self._source()} gave an {what} for {self.space}; "
+            f"{says} must say what it returns"
+        )
+
+    def _source(self) -> str:
+        return "env_fn" if self.hook is None else "state_processing_hook"
 
 
 class Loop:
@@ -109,7 +122,7 @@ class Loop:
         ended: dict[int, bool] = {}
         reports: dict[int, Episode] = {}
         fit, shape = self.fit, self.fit.shape
-        look = fit.hook is not None or fit.exact is not None
+        look = fit.hook is not None or fit.exact is not None or fit.parts is not None
         for i, environment in enumerate(self.environments):
             observation, reward, terminated, truncated, info = environment.step(actions[i])
             if look or getattr(observation, "shape", None) != shape:
@@ -183,7 +196,7 @@ class Vector:
         except gym.error.Error as error:
             raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
         for i in range(n):
-            out[i] = self.fit(i, observations[i])
+            out[i] = self.fit(i, _one(observations, i))
         return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
@@ -195,13 +208,13 @@ class Vector:
         final_observations = {}
         if self.same_step:
             final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
-        exact = self.fit.exact
+        fit, exact = self.fit, self.fit.exact
         fits = np.shape(self.observations) == out.shape and (exact is None or self.observations.dtype == exact)
-        if self.fit.hook is None and self.fit.choices is None and fits:
+        if fits and fit.hook is None and fit.choices is None:
             out[...] = self.observations
         else:
             for i in range(len(out)):
-                out[i] = self.fit(i, self.observations[i])
+                out[i] = fit(i, _one(self.observations, i))
         return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
 
     def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
@@ -214,14 +227,14 @@ class Vector:
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
-        before = np.array(self.observations[others])  # a copy: the environment may reuse its array
+        before = _some(self.observations, others)
         observations, infos = self.vector.reset(options={"reset_mask": mask.copy()})
-        if len(observations) == len(out):  # EnvPool returns no others
-            if not np.array_equal(observations[others], before, equal_nan=True):
+        if _length(observations) == len(out):  # EnvPool returns no others
+            if not _equal(_some(observations, others), before):
                 raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
-            observations = observations[mask]
-        for i, observation in zip(np.flatnonzero(mask).tolist(), observations, strict=True):
-            out[i] = self.fit(i, observation)
+            observations = _some(observations, mask)
+        for k, i in enumerate(np.flatnonzero(mask).tolist()):
+            out[i] = self.fit(i, _one(observations, k))
         now = self._games()
         cut = {i: game for i, game in games.items() if now[i].length < game.length}
         return {**cut, **_vector_reports(infos)}
@@ -240,6 +253,30 @@ class Vector:
 
     def _unfit(self, why: str) -> ConfigurationError:
         return ConfigurationError(f"make_vec_env_fn: {self.vector}: {why}; use SyncVectorEnv or AsyncVectorEnv")
+
+
+def _one(observations: Any, i: int) -> Any:
+    """Return the observation of environment i among those of a vector environment, a dict of arrays where it is one."""
+    return {name: _one(x, i) for name, x in observations.items()} if isinstance(observations, dict) else observations[i]
+
+
+def _some(observations: Any, mask: np.ndarray) -> Any:
+    """Return a copy of the observations of some environments: a vector environment may reuse its arrays."""
+    if isinstance(observations, dict):
+        return {name: _some(x, mask) for name, x in observations.items()}
+    return np.array(observations[mask])
+
+
+def _length(observations: Any) -> int:
+    """Return of how many environments these are observations."""
+    return _length(next(iter(observations.values()))) if isinstance(observations, dict) else len(observations)
+
+
+def _equal(some: Any, others: Any) -> bool:
+    """Say whether these are the same observations."""
+    if isinstance(some, dict):
+        return all(_equal(x, others[name]) for name, x in some.items())
+    return np.array_equal(some, others, equal_nan=True)
 
 
 def first_seed(seed: int, g: int, episode: int = 0) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
@@ -492,7 +492,7 @@ class TestSpaces:
             for action in (Box(-1, 1, (2, 3)), Box(-np.inf, np.inf, (1,)), Discrete(2), Discrete(2, start=7)):
                 check_spaces(observation, action)
 
-    @pytest.mark.parametrize("space", [MultiDiscrete([2, 2]), MultiBinary(2), Dict({"x": Discrete(2)})], ids=str)
+    @pytest.mark.parametrize("space", [MultiDiscrete([2, 2]), MultiBinary(2), Tuple([Discrete(2)])], ids=str)
     def test_not_supported(self, space):
         with pytest.raises(ConfigurationError, match="action space " + re.escape(str(space))):
             check_spaces(Discrete(2), space)

@@ -22,7 +22,8 @@ from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.evaluate import evaluate
 from ppo_mpi_base.export import export_policy
-from ppo_mpi_base.parts import Parts, with_rows, with_rows_of_all
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.parts import Parts
 from ppo_mpi_base.policies import ActorCritic, observation_dim
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.saved_policy import describe_space, load_policy, make_space
@@ -99,7 +100,7 @@ def test_networks_see_what_the_environment_showed(space: Dict, seed: int) -> Non
     seen = rows.split(torch.as_tensor(np.stack(joined)))
     for i, x in enumerate(shown):
         compare(space, x, seen, i)
-        np.testing.assert_array_equal(joined[i], flatten(space, x))
+        np.testing.assert_array_equal(joined[i], flatten(space, x))  # whose dtype may be larger
 
 
 def compare(space: Dict, shown: dict[str, Any], seen: dict[str, Any], i: int) -> None:
@@ -142,50 +143,110 @@ def test_sizes_by_part() -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (Dict(), "has no part"),
+        (Dict(), r"the observation space is Dict\(\), without a part"),
+        (Dict({"in": Dict()}), r"the observation space of 'in' is Dict\(\), without a part"),
         (Dict({"keys": MultiBinary(3)}), r"the part 'keys' of the observation space is MultiBinary\(3\)"),
-        (Dict({"in": Dict({"pair": Tuple([Discrete(2)])})}), "the part 'pair' of the observation space"),
+        (Dict({"in": Dict({"pair": Tuple([Discrete(2)])})}), "the part 'in.pair' of the observation space"),
     ],
 )
 def test_other_parts_are_refused_by_name(space: Dict, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match="^" + message):
         Parts(space)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"image": np.zeros((2, 3), np.uint8)}, r"the part 'image' of an observation is of shape \(2, 3\)"),
-        ({"task": {"where": np.zeros(2)}}, "lacks the part 'answer'"),
-        ({"task": {"where": np.zeros(2), "answer": 0}}, r"'answer' of an observation is 0, .* Discrete\(3, start=1\)"),
-        ({"task": {"where": np.zeros(2), "answer": [1, 2]}}, r"'answer' of an observation is of shape \(2,\)"),
-        ({"task": 7}, "lacks the part 'answer'"),
-    ],
-)
+WRONG = [
+    ({"image": np.zeros((2, 3), np.uint8)}, r"the part 'image' of an observation is of shape \(2, 3\)"),
+    ({"image": np.full((2, 3, 3), 300)}, "'image' of an observation is of dtype int64, with 300 in it, .*uint8"),
+    ({"image": np.full((2, 3, 3), 0.5)}, "'image' of an observation is of dtype float64, with 0.5 in it"),
+    ({"task": {"where": np.zeros(2)}}, "the part 'task' of an observation has the parts 'where', and lacks 'answer'"),
+    ({"task": {"where": np.zeros(2), "answer": 0}}, r"'task.answer' of an observation is 0, .* Discrete\(3, start=1\)"),
+    ({"task": {"where": np.zeros(2), "answer": 4}}, "'task.answer' of an observation is 4"),
+    ({"task": {"where": np.zeros(2), "answer": 1.5}}, "'task.answer' of an observation is of dtype float64, with 1.5"),
+    ({"task": {"where": np.zeros(2), "answer": None}}, "'task.answer' of an observation is of dtype object"),
+    ({"task": {"where": np.zeros(2), "answer": [1, 2]}}, r"'task.answer' of an observation is of shape \(2,\)"),
+    ({"task": 7}, "the part 'task' of an observation is no dict, but int"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
 def test_observations_that_are_not_of_their_space_are_told(wrong: dict[str, Any], message: str) -> None:
     space = Told.observation_space
     with pytest.raises(TrainingError, match=message):
         Parts(space).join({**space.sample(), **wrong})
 
 
+def test_errors_name_the_environment() -> None:
+    class Wrong(Told):
+        def _observe(self) -> dict[str, Any]:
+            return {**super()._observe(), "image": 3}
+
+    environments = Environments([Wrong()], seed=0, first_global_index=12)
+    with pytest.raises(TrainingError, match=r"^environment 12: env_fn: the part 'image' .* shape \(\), .*Box"):
+        environments.reset(np.zeros((1, 23), np.float32))
+    Told.observation_space.seed(0)
+    for made in (Told(), SyncVectorEnv([Told])):
+        with pytest.raises(ConfigurationError, match="^obs_space_override: the part 'x' of"):
+            Environments(
+                made if isinstance(made, SyncVectorEnv) else [made],
+                seed=0,
+                first_global_index=0,
+                state_processing_hook=lambda x: x,
+                obs_space_override=Dict({"x": MultiBinary(2)}),
+            )
+
+
+def test_numbers_that_other_types_hold_are_taken() -> None:
+    shown = {"image": np.full((2, 3, 3), 7, np.int64), "task": {"answer": np.int8(2), "where": [0.5, 1]}}
+    row = Parts(Told.observation_space).join(shown)
+    assert row.dtype == np.float32
+    assert row.tolist() == [7] * 18 + [0, 1, 0, 0.5, 1]
+
+
+def test_rows_take_no_more_memory_than_the_largest_part_needs() -> None:
+    image, kind = Box(0, 255, (4,), np.uint8), Discrete(3)
+    assert Parts(Dict({"image": image, "kind": kind})).dtype == np.uint8
+    assert Parts(Dict({"image": image, "kind": kind, "x": Box(0, 1, (1,), np.float32)})).dtype == np.float32
+
+
+def processed(observation: dict[str, Any]) -> dict[str, Any]:
+    return {"task": observation["task"], "image": 255 - observation["image"]}
+
+
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_vector_environments_give_the_rows_of_a_list(mode: AutoresetMode) -> None:
-    made: list[Any] = [
-        [with_rows(Told()) for _ in range(3)],
-        with_rows_of_all(SyncVectorEnv([Told] * 3, autoreset_mode=mode)),
-    ]
+@pytest.mark.parametrize("hook", [None, processed])
+def test_vector_environments_give_the_rows_of_a_list(mode: AutoresetMode, hook: Any) -> None:
+    made: list[Any] = [[Told() for _ in range(3)], SyncVectorEnv([Told] * 3, autoreset_mode=mode)]
     shown = []
     for environments in made:
-        stepped = Environments(environments, seed=7, first_global_index=0)
+        stepped = Environments(environments, seed=7, first_global_index=0, state_processing_hook=hook)
         assert stepped.observation_space == Parts(Told.observation_space)
-        seen = np.zeros((LENGTH + 1, 3, 23), np.float64)
+        seen = np.zeros((LENGTH + 1, 3, 23), np.float32)
         stepped.reset(seen[0])
         finals = [stepped.step(np.zeros(3, np.int64), x).final_observations for x in seen[1:]]
         assert [len(final) for final in finals] == [0] * (LENGTH - 1) + [3]
         shown.append((seen[:LENGTH], np.stack([finals[-1][i] for i in range(3)])))
     np.testing.assert_array_equal(shown[0][0], shown[1][0])
     np.testing.assert_array_equal(shown[0][1], shown[1][1])
-    assert (shown[0][1][:, :18] == 10 * LENGTH).all()
+    last = 10 * LENGTH if hook is None else 255 - 10 * LENGTH
+    assert (shown[0][1][:, :18] == last).all()
+
+
+def test_a_vector_environment_that_resets_all_is_told() -> None:
+    class ResetsAll(SyncVectorEnv):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return super().reset(seed=seed)
+
+    environments = Environments(
+        ResetsAll([Told] * 3, autoreset_mode=AutoresetMode.DISABLED),
+        seed=7,
+        first_global_index=0,
+        first_ep_lens=[2, 9, 9],
+    )
+    seen = np.zeros((3, 23), np.float32)
+    environments.reset(seen)
+    environments.step(np.zeros(3, np.int64), seen)
+    with pytest.raises(ConfigurationError, match="resets all environments"):
+        environments.step(np.zeros(3, np.int64), seen)
 
 
 def keywords(directory: Path, **others: Any) -> dict[str, Any]:
@@ -267,6 +328,28 @@ def test_a_hook_sees_the_dicts(tmp_path: Path) -> None:
     linear = {"network_fn": nn.Linear, "value_network_fn": lambda obs_dim: nn.Linear(obs_dim, 1)}
     PPO(**keywords(tmp_path, total_steps=800, state_processing_hook=hook, obs_space_override=space, **linear))
     evaluate(str(tmp_path / "saved_model"), Told, episodes=2, state_processing_hook=hook)
+
+
+def test_networks_that_cannot_take_parts_are_told(tmp_path: Path) -> None:
+    for name, network in (("mlp", mlp), ("wrong name", lambda obs_dim, act_dim: nn.Linear(obs_dim["speed"], act_dim))):
+        with pytest.raises(
+            ConfigurationError, match=r"^network_fn fails for obs_dim=\{'image': 2, .*FlattenObservation"
+        ):
+            PPO(**keywords(tmp_path / name, network_fn=network))
+
+    class Forgets(OfParts):
+        def forward(self, seen: dict[str, Any]) -> Tensor:
+            return self.out(seen["img"])
+
+    with pytest.raises(ConfigurationError, match=r"^network_fn: .*'answer': \(2, 3\), .*: KeyError: 'img'"):
+        PPO(**keywords(tmp_path / "forgets", network_fn=Forgets))
+
+
+def test_a_saved_policy_wants_dicts(tmp_path: Path) -> None:
+    PPO(**keywords(tmp_path, total_steps=400))
+    policy = load_policy(tmp_path / "saved_model", network_fn=OfParts)
+    with pytest.raises(TrainingError, match="an observation is no dict, but ndarray"):
+        policy(np.zeros(23))
 
 
 def test_a_network_of_parts_may_idle() -> None:
