@@ -103,11 +103,12 @@ def _pieces(parts: Dict, observation: Any, above: str) -> list[np.ndarray]:
 
 def _piece(part: gymnasium.Space, x: np.ndarray, path: str) -> np.ndarray:
     """Return the numbers (size,) that stand for one part."""
-    whole = np.dtype(part.dtype).kind != "f"
     if x.shape != part.shape:
         raise TrainingError(f"{_told(path)} is of shape {x.shape}, but its space is {part}")
-    if whole and x.dtype != part.dtype and not (x.dtype.kind in "iub" and np.array_equal(x.astype(part.dtype), x)):
-        raise TrainingError(f"{_told(path)} is of dtype {x.dtype}, with {x.flat[0]} in it, but its space is {part}")
+    if x.dtype != part.dtype and np.dtype(part.dtype).kind != "f":
+        lost = x[x.astype(part.dtype) != x] if x.dtype.kind in "iub" else x
+        if lost.size:
+            raise TrainingError(f"{_told(path)} is of dtype {x.dtype}, with {lost.flat[0]} in it; its space is {part}")
     if not isinstance(part, Discrete):
         return np.reshape(x, -1).astype(part.dtype, copy=False)
     k = int(x) - int(part.start)

@@ -156,7 +156,10 @@ def test_other_parts_are_refused_by_name(space: Dict, message: str) -> None:
 
 WRONG = [
     ({"image": np.zeros((2, 3), np.uint8)}, r"the part 'image' of an observation is of shape \(2, 3\)"),
-    ({"image": np.full((2, 3, 3), 300)}, "'image' of an observation is of dtype int64, with 300 in it, .*uint8"),
+    (
+        {"image": np.arange(283, 301).reshape(2, 3, 3) * [[[0], [0], [1]]]},
+        "'image' of an observation is of dtype int64, with 289 in it; .*uint8",
+    ),
     ({"image": np.full((2, 3, 3), 0.5)}, "'image' of an observation is of dtype float64, with 0.5 in it"),
     ({"task": {"where": np.zeros(2)}}, "the part 'task' of an observation has the parts 'where', and lacks 'answer'"),
     ({"task": {"where": np.zeros(2), "answer": 0}}, r"'task.answer' of an observation is 0, .* Discrete\(3, start=1\)"),
