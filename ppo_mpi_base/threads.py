@@ -41,15 +41,20 @@ def blas_code() -> str:
     """Return what decides over the last bits of NumPy's products: the library, its code for this processor, threads."""
     found = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     code = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture')} {x['num_threads']}" for x in found)
-    return f"{code} {_processor()}"
+    return f"{code} {processor()}"
 
 
-def _processor() -> str:
-    """Return this host's kind of processor, which not every library tells; "" where it is not known."""
+def processor() -> str:
+    """Return this host's kind of processor, which decides over last bits; "" where it is not known.
+
+    Its numbers too: of a virtual machine the name may be no more than "AMD EPYC".
+    """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "model name" in found:
+            numbers = (f"{name} {found[name]}" for name in ("cpu family", "model") if name in found)
+            return ", ".join([found["model name"], *numbers])
     return platform.processor()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,9 @@ def test_a_run_of_a_script_leaves_its_keywords_and_where_it_ran(tmp_path: Path) 
     small = {"function": "ppo_mpi_base.networks.mlp", "arguments": [], "keywords": {"hidden": [8]}}
     assert keywords["network_fn"] == small and keywords["loss_coefficients"] == {"beta": 2.0}
     assert keywords["hooks"] == ["tests.test_provenance.Nothing"]
+    processor, names = found["host"]["processor"], subprocess.run(["lscpu"], capture_output=True, text=True).stdout
+    assert processor.split(", ")[0] in names
+    assert all(number.rpartition(" ")[2] in names for number in processor.split(", ")[1:])
     assert found["ranks"] == 1 and found["versions"]["python"] == sys.version.split()[0] and "before" not in found
 
 
