@@ -211,7 +211,7 @@ class ActorCritic(nn.Module):
         self.observation_mean.copy_(torch.as_tensor(mean))
         self.observation_std.copy_(torch.as_tensor(std))
 
-    def preprocess(self, observations: Tensor) -> Tensor | dict[str, Any]:
+    def preprocess(self, observations: Tensor) -> Any:
         """Return what the networks see, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete.
 
         Of the rows (B, n) of a Dict space, a dict of its parts.
