@@ -186,7 +186,6 @@ def test_errors_name_the_environment() -> None:
     environments = Environments([Wrong()], seed=0, first_global_index=12)
     with pytest.raises(TrainingError, match=r"^environment 12: env_fn: the part 'image' .* shape \(\), .*Box"):
         environments.reset(np.zeros((1, 23), np.float32))
-    Told.observation_space.seed(0)
     for made in (Told(), SyncVectorEnv([Told])):
         with pytest.raises(ConfigurationError, match="^obs_space_override: the part 'x' of"):
             Environments(
@@ -196,6 +195,18 @@ def test_errors_name_the_environment() -> None:
                 state_processing_hook=lambda x: x,
                 obs_space_override=Dict({"x": MultiBinary(2)}),
             )
+
+
+def test_a_row_is_no_observation_of_a_dict_space() -> None:
+    class Flattens(Told):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            return Parts(self.observation_space).join(observation), *rest
+
+    environments, seen = Environments([Flattens()], seed=0, first_global_index=0), np.zeros((1, 23), np.float32)
+    environments.reset(seen)
+    with pytest.raises(TrainingError, match="no dict, but ndarray"):
+        environments.step(np.zeros(1, np.int64), seen)
 
 
 def test_numbers_that_other_types_hold_are_taken() -> None:
