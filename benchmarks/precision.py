@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import atari_scores
 from benchmarks.results import RESULTS, launcher, rounded, run_to_its_end, unfinished, write
 from ppo_mpi_base import run_file, settings, tasks
-from ppo_mpi_base.aggregates import Floats, Scores, mean, probability_of_improvement
+from ppo_mpi_base.aggregates import Floats, difference, probability_of_improvement
 from ppo_mpi_base.comparison import Estimate
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.plot import plot_runs
@@ -64,7 +64,7 @@ def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]
 
 
 def train(precision: str, seed: int) -> None:
-    """Train by the seed's run file. Collective: call on all ranks."""
+    """Train by `SETTINGS`. Collective: call on all ranks."""
     PPO(**keywords(precision, seed, unfinished(place(precision, seed))), hooks=[EndEarly(STEPS)])
 
 
@@ -113,11 +113,6 @@ def differing(name: str, statistic: Callable[..., Floats], found: dict[str, Floa
     columns = zip(found["bfloat16"].T, found["float32"].T, strict=True)
     estimates = [Estimate.of(statistic, [of_bfloat16], [of_float32]) for of_bfloat16, of_float32 in columns]
     return [[name, part, *(f"{getattr(x, part):.2f}" for x in estimates)] for part in ("value", "low", "high")]
-
-
-def difference(one: Scores, other: Scores) -> Floats:
-    """Return what the mean of one group of scores has more than that of another."""
-    return mean(one) - mean(other)
 
 
 def main() -> None:

@@ -38,6 +38,11 @@ def mean(scores: Scores) -> Floats:
     return np.mean([task.mean(-1) for task in by_task(scores)], axis=0)
 
 
+def difference(a: Scores, b: Scores) -> Floats:
+    """Return the mean of `a`, as `mean` has it, less that of `b`."""
+    return mean(a) - mean(b)
+
+
 def sample_deviation(scores: ArrayLike) -> float:
     """Return the standard deviation of what scores (seeds,) are a sample of, by Bessel's correction; NaN of one."""
     values = np.asarray(scores, dtype=np.float64)

@@ -164,7 +164,7 @@ def _compare_task(task: str, a: np.ndarray, b: np.ndarray, reference: tuple[floa
         tuple(b.tolist()),
         Estimate.of(aggregates.mean, [a]),
         Estimate.of(aggregates.mean, [b]),
-        Estimate.of(lambda x, y: aggregates.mean(x) - aggregates.mean(y), [a], [b]),
+        Estimate.of(aggregates.difference, [a], [b]),
         Estimate.of(aggregates.probability_of_improvement, [a], [b]),
         reference,
     )

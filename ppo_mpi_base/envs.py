@@ -90,10 +90,7 @@ class Environments:
             _check_alike(environments, first_global_index)
             space, self.action_space = environments[0].observation_space, environments[0].action_space
         source = "env_fn" if obs_space_override is None else OVERRIDE
-        try:
-            self.observation_space = with_rows(space if obs_space_override is None else obs_space_override)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{source}: {error}") from None
+        self.observation_space = with_rows(space if obs_space_override is None else obs_space_override, source)
         check_spaces(self.observation_space, self.action_space, source)
         fit = Fit(self.observation_space, state_processing_hook, first_global_index)
         self._stepper: Vector | Loop

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 
-Layout: TypeAlias = dict[str, tuple[int, Any]]
-"""By name: how many numbers stand for a part, and its shape, or the layout of a dict."""
+Path: TypeAlias = tuple[str, ...]
 
 
 class Parts(Box):
@@ -31,11 +30,14 @@ class Parts(Box):
     """
 
     def __init__(self, parts: Dict) -> None:
-        leaves = list(_leaves(parts))
-        low, high = (np.concatenate(bounds) for bounds in zip(*map(_bounds, leaves), strict=True))
+        self._leaves = list(_leaves(parts, ()))
+        bounds = [_bounds(part) for _, part in self._leaves]
+        low, high = (np.concatenate([x.ravel() for x in of_all]) for of_all in zip(*bounds, strict=True))
         super().__init__(low, high, dtype=np.result_type(low, high).type)
         self.parts = parts
-        self._layout = _layout(parts)
+        # For `split`, which `torch.compile` follows, without the spaces.
+        self._shapes = [(path, x.shape) for (path, _), (x, _) in zip(self._leaves, bounds, strict=True)]
+        self._sizes = [math.prod(shape) for _, shape in self._shapes]
 
     def __eq__(self, other: object, /) -> bool:
         """Say whether these are rows of the same parts, in the same order."""
@@ -50,58 +52,71 @@ class Parts(Box):
         Raises:
             TrainingError: a part is missing, has another shape, or is not one of those that its space has.
         """
-        return np.concatenate(_pieces(self.parts, observation, ""), dtype=self.dtype)
+        pieces = [_piece(part, np.asarray(_found(self.parts, observation, path)), path) for path, part in self._leaves]
+        return np.concatenate(pieces, dtype=self.dtype)
 
     def split(self, rows: Tensor) -> dict[str, Any]:
         """Return rows (B, n) as a dict of their parts: (B, *shape) of a Box, (B, values) of a Discrete space."""
-        return _split(self._layout, rows)
+        seen: dict[str, Any] = {}
+        for ((*above, name), shape), own in zip(self._shapes, rows.split(self._sizes, dim=1), strict=True):
+            inside = seen
+            for outer in above:
+                inside = inside.setdefault(outer, {})
+            inside[name] = own.reshape(own.shape[0], *shape)
+        return seen
 
 
-def with_rows(space: gymnasium.Space) -> gymnasium.Space:
-    """Return the space of the rows that stand for a Dict space; any other as it is."""
-    return Parts(space) if isinstance(space, Dict) else space
+def with_rows(space: gymnasium.Space, source: str = "env_fn") -> gymnasium.Space:
+    """Return the space of the rows that stand for a Dict space; any other as it is.
+
+    Raises:
+        ConfigurationError: a part of it cannot be one; the message begins with the keyword that it comes from.
+    """
+    try:
+        return Parts(space) if isinstance(space, Dict) else space
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
 
 
-def _leaves(parts: Dict, above: str = "") -> Iterator[Box | Discrete]:
-    """Yield the parts that are no dicts, in order, or raise `ConfigurationError`."""
+def _leaves(parts: Dict, above: Path) -> Iterator[tuple[Path, Box | Discrete]]:
+    """Yield the parts that are no dicts, in order, each with its path, or raise `ConfigurationError`."""
     if not parts.spaces:
-        raise ConfigurationError(f"the observation space{f' of {above!r}' if above else ''} is Dict(), without a part")
+        raise ConfigurationError(
+            f"the observation space{f' of {_named(above)}' if above else ''} is Dict(), without a part"
+        )
     for name, part in parts.spaces.items():
-        path = f"{above}.{name}" if above else str(name)
+        path = (*above, name)
         if isinstance(part, Dict):
             yield from _leaves(part, path)
         elif isinstance(part, Box | Discrete):
-            yield part
+            yield path, part
         else:
             raise ConfigurationError(
-                f"the part {path!r} of the observation space is {part}, and must be a Box, a Discrete or a Dict"
+                f"the part {_named(path)} of the observation space is {part}, and must be a Box, a Discrete or a Dict"
             )
 
 
 def _bounds(part: Box | Discrete) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the greatest numbers that stand for a part."""
+    """Return the least and the greatest numbers that stand for a part, in its shape."""
     if isinstance(part, Discrete):
         return np.zeros(int(part.n), np.uint8), np.ones(int(part.n), np.uint8)
-    return part.low.ravel(), part.high.ravel()
+    return part.low, part.high
 
 
-def _pieces(parts: Dict, observation: Any, above: str) -> list[np.ndarray]:
-    """Return the numbers that stand for each part of an observation, see `Parts.join`."""
-    if not isinstance(observation, Mapping):
-        raise TrainingError(f"{_told(above)} is no dict, but {type(observation).__name__}; its space is {parts}")
-    pieces = []
-    for name, part in parts.spaces.items():
-        path = f"{above}.{name}" if above else str(name)
+def _found(space: gymnasium.Space, observation: Any, path: Path) -> Any:
+    """Return the part of an observation at a path, or raise `TrainingError`."""
+    for k, name in enumerate(path):
+        assert isinstance(space, Dict)
+        if not isinstance(observation, Mapping):
+            raise TrainingError(f"{_told(path[:k])} is no dict, but {type(observation).__name__}; its space is {space}")
         if name not in observation:
-            raise TrainingError(f"{_told(above)} has the parts {', '.join(map(repr, observation))}, and lacks {name!r}")
-        if isinstance(part, Dict):
-            pieces += _pieces(part, observation[name], path)
-        else:
-            pieces.append(_piece(part, np.asarray(observation[name]), path))
-    return pieces
+            there = ", ".join(map(repr, observation))
+            raise TrainingError(f"{_told(path[:k])} has the parts {there}, and lacks {name!r}")
+        space, observation = space[name], observation[name]
+    return observation
 
 
-def _piece(part: gymnasium.Space, x: np.ndarray, path: str) -> np.ndarray:
+def _piece(part: gymnasium.Space, x: np.ndarray, path: Path) -> np.ndarray:
     """Return the numbers (size,) that stand for one part."""
     if x.shape != part.shape:
         raise TrainingError(f"{_told(path)} is of shape {x.shape}, but its space is {part}")
@@ -119,27 +134,9 @@ def _piece(part: gymnasium.Space, x: np.ndarray, path: str) -> np.ndarray:
     return one_hot
 
 
-def _told(path: str) -> str:
-    return f"the part {path!r} of an observation" if path else "an observation"
+def _told(path: Path) -> str:
+    return f"the part {_named(path)} of an observation" if path else "an observation"
 
 
-def _layout(parts: Dict) -> Layout:
-    """Return what `_split` has to know, as plain numbers, which `torch.compile` can follow."""
-    layout: Layout = {}
-    for name, part in parts.spaces.items():
-        if isinstance(part, Dict):
-            of_part = _layout(part)
-            layout[name] = sum(size for size, _ in of_part.values()), of_part
-        else:
-            shape = (int(part.n),) if isinstance(part, Discrete) else tuple(map(int, part.shape or ()))
-            layout[name] = math.prod(shape), shape
-    return layout
-
-
-def _split(layout: Layout, rows: Tensor) -> dict[str, Any]:
-    """Return the parts of rows (B, n), each of its shape, or a dict again."""
-    split = zip(layout.items(), rows.split([size for size, _ in layout.values()], dim=1), strict=True)
-    return {
-        name: _split(form, own) if isinstance(form, dict) else own.reshape(own.shape[0], *form)
-        for (name, (_, form)), own in split
-    }
+def _named(path: Path) -> str:
+    return repr(".".join(map(str, path)))

@@ -196,7 +196,7 @@ class Vector:
         except gym.error.Error as error:
             raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
         for i in range(n):
-            out[i] = self.fit(i, _one(observations, i))
+            out[i] = self.fit(i, _at(observations, i))
         return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
@@ -214,7 +214,7 @@ class Vector:
             out[...] = self.observations
         else:
             for i in range(len(out)):
-                out[i] = fit(i, _one(self.observations, i))
+                out[i] = fit(i, _at(self.observations, i))
         return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
 
     def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
@@ -227,14 +227,14 @@ class Vector:
         mask = np.zeros(len(out), dtype=bool)
         mask[indices] = True
         others = ~mask
-        before = _some(self.observations, others)
+        before = _at(self.observations, others)  # a copy: the environment may reuse its arrays
         observations, infos = self.vector.reset(options={"reset_mask": mask.copy()})
         if _length(observations) == len(out):  # EnvPool returns no others
-            if not _equal(_some(observations, others), before):
+            if not _equal(_at(observations, others), before):
                 raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
-            observations = _some(observations, mask)
-        for k, i in enumerate(np.flatnonzero(mask).tolist()):
-            out[i] = self.fit(i, _one(observations, k))
+            observations = _at(observations, mask)
+        for i, k in zip(np.flatnonzero(mask).tolist(), range(_length(observations)), strict=True):
+            out[i] = self.fit(i, _at(observations, k))
         now = self._games()
         cut = {i: game for i, game in games.items() if now[i].length < game.length}
         return {**cut, **_vector_reports(infos)}
@@ -255,16 +255,11 @@ class Vector:
         return ConfigurationError(f"make_vec_env_fn: {self.vector}: {why}; use SyncVectorEnv or AsyncVectorEnv")
 
 
-def _one(observations: Any, i: int) -> Any:
-    """Return the observation of environment i among those of a vector environment, a dict of arrays where it is one."""
-    return {name: _one(x, i) for name, x in observations.items()} if isinstance(observations, dict) else observations[i]
-
-
-def _some(observations: Any, mask: np.ndarray) -> Any:
-    """Return a copy of the observations of some environments: a vector environment may reuse its arrays."""
+def _at(observations: Any, index: Any) -> Any:
+    """Return a vector environment's observations at an index or, as a copy, at a mask; a dict of arrays as a dict."""
     if isinstance(observations, dict):
-        return {name: _some(x, mask) for name, x in observations.items()}
-    return np.array(observations[mask])
+        return {name: _at(x, index) for name, x in observations.items()}
+    return observations[index]
 
 
 def _length(observations: Any) -> int:

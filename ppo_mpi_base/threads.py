@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 from pathlib import Path
@@ -44,6 +45,7 @@ def blas_code() -> str:
     return f"{code} {processor()}"
 
 
+@functools.cache
 def processor() -> str:
     """Return this host's kind of processor, which decides over last bits; "" where it is not known.
 

@@ -123,8 +123,8 @@ class Worker:
         keep_freed_memory()
         if config.precision == "bfloat16" and lacks_bfloat16(self.device):
             self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
-        observations = self.environments.observation_space
-        compiler = choose_compiler(config, observations, self.device, ranks.size, self.reports.tell)
+        space = self.environments.observation_space
+        compiler = choose_compiler(config, space, self.device, ranks.size, self.reports.tell)
         self.gradients = Gradients(self.objective, self.flat, compiler)
         self.optimizer = Adam(self.flat, config.adam_epsilon)
         self.division = Undivided(ranks)

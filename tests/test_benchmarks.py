@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks import changes, cost_model, gradient_precision, precision, results, run
 from benchmarks.contestants import factory
-from ppo_mpi_base import settings
+from ppo_mpi_base import aggregates, settings
 from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.runs import Run
@@ -174,10 +174,10 @@ def test_runs_in_both_precisions_differ_in_nothing_else() -> None:
 
 def test_groups_of_seeds_are_compared_column_by_column() -> None:
     found = {"bfloat16": np.array([[1.0, 5.0], [3.0, 5.0]]), "float32": np.array([[2.0, 4.0], [2.0, 4.0]])}
-    value, low, high = precision.differing("difference", precision.difference, found)
+    value, low, high = precision.differing("difference", aggregates.difference, found)
     assert value == ["difference", "value", "0.00", "1.00"]
     assert (low[2:], high[2:]) == (["-1.00", "1.00"], ["1.00", "1.00"])
-    probability, *_ = precision.differing("", precision.probability_of_improvement, found)
+    probability, *_ = precision.differing("", aggregates.probability_of_improvement, found)
     assert probability[2:] == ["0.50", "1.00"]
 
 

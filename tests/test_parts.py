@@ -263,6 +263,20 @@ def test_a_vector_environment_that_resets_all_is_told() -> None:
         environments.step(np.zeros(3, np.int64), seen)
 
 
+def test_a_vector_environment_that_returns_more_than_it_reset_fails() -> None:
+    class ReturnsTwo(SyncVectorEnv):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            seen, infos = super().reset(seed=seed, options=options)
+            two = {"image": seen["image"][:2], "task": {name: x[:2] for name, x in seen["task"].items()}}
+            return (two if seed is None else seen), infos
+
+    made = ReturnsTwo([Told] * 3, autoreset_mode=AutoresetMode.DISABLED)
+    environments, seen = Environments(made, seed=7, first_global_index=0, first_ep_lens=[1, 9, 9]), np.zeros((3, 23))
+    environments.reset(seen)
+    with pytest.raises(ValueError, match="zip"):
+        environments.step(np.zeros(3, np.int64), seen)
+
+
 def keywords(directory: Path, **others: Any) -> dict[str, Any]:
     return {
         "total_steps": 6_000,
