@@ -40,12 +40,12 @@ class InTurns(Hooks):
         taken = worker.ranks.max(time.perf_counter() - self.started)
         if not self.ways:
             undivided = Undivided(worker.ranks), Shuffled(worker.config.minibatch_size)
-            self.ways = [(worker.division, worker.shuffled), undivided]
+            self.ways = [(worker.learner.division, worker.learner.shuffled), undivided]
         way = (worker.iteration - 1) % 2
         if worker.iteration > WARM_ITERATIONS:
             self.seconds[way].append(taken)
-        worker.division, worker.shuffled = self.ways[1 - way]
-        worker.gradients.leave_to_others(worker.division.idle, worker.division.others)
+        worker.learner.division, worker.learner.shuffled = self.ways[1 - way]
+        worker.learner.gradients.leave_to_others(worker.learner.division.idle, worker.learner.division.others)
         if worker.iteration == WARM_ITERATIONS + self.iterations:
             worker.end()
 

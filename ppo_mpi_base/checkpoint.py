@@ -225,11 +225,11 @@ def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
 def state(worker: Worker) -> dict[str, Tensor]:
     """Return, by name, the tensors that are equal on all ranks and hold what was learned; writing restores it."""
     parts: dict[str, dict[str, Tensor]] = {
-        "adam": worker.optimizer.state(),
+        "adam": worker.learner.optimizer.state(),
         "observations": worker.observation_moments.state(),
         "rewards": worker.reward_normalizer.moments.state(),
         "coefficients": worker.coefficients,
-        "not_trained": {str(k): tensor for k, tensor in enumerate(worker.not_trained())},
+        "not_trained": {str(k): tensor for k, tensor in enumerate(worker.learner.not_trained())},
         **{f"hook{k}": hook.state() for k, hook in enumerate(worker.config.hooks)},
     }
     named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -296,7 +296,7 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     worker.reports.restore(facts["reports"])
     tell = worker.reports.tell
     if changed := _changed(worker, facts):
-        worker.anneal()
+        worker.learner.anneal(worker.total_steps)
         tell(f"{', '.join(changed)}: not as before; what is said now counts from here on")
     of_rates = {"pi_lr", "vf_lr", "anneal_lr", *(["total_steps"] if worker.config.anneal_lr else [])}
     if not of_rates.intersection(changed):

@@ -17,6 +17,7 @@ from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.hooks import Hooks
 
 if TYPE_CHECKING:
+    from ppo_mpi_base.learner import Learner
     from ppo_mpi_base.rollout import Rollout
     from ppo_mpi_base.worker import Worker
 
@@ -47,37 +48,38 @@ def check_finite(worker: Worker) -> None:
         )
 
 
-def raise_not_finite(worker: Worker) -> None:
+def raise_not_finite(learner: Learner) -> None:
     """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
-    worker.flat.message.zero_()
-    for batch in worker.update:
-        worker.backward(batch)
-    finite = worker.ranks.gather_all(bool(worker.flat.message.isfinite().all()))
-    culprits = [rank for rank, fine in enumerate(finite) if not fine]
-    worker.ranks.raise_together(
+    learner.flat.message.zero_()
+    for batch in learner.update:
+        learner.backward(batch)
+    finite = learner.ranks.gather_all(bool(learner.flat.message.isfinite().all()))
+    culprits = ", ".join(str(rank) for rank, fine in enumerate(finite) if not fine) or "any (only their sum)"
+    rollout = learner.rollout
+    learner.ranks.raise_together(
         TrainingError(
-            f"gradient or loss is not finite: rank {', '.join(map(str, culprits)) or 'any (only their sum)'}, "
-            f"iteration {worker.iteration} (total_steps {worker.total_steps}); no parameter was changed by it"
+            f"gradient or loss is not finite: rank {culprits}, iteration {rollout.iteration} "
+            f"(total_steps {rollout.total_steps}); no parameter was changed by it"
         )
     )
 
 
-def check_rates_and_coefficients(worker: Worker) -> None:
+def check_rates_and_coefficients(learner: Learner) -> None:
     """Raise `ConfigurationError` where a hook has set a learning rate or a coefficient that cannot be one."""
-    rates: dict[str, Any] = dict(worker.learning_rates)
+    rates: dict[str, Any] = dict(learner.learning_rates)
     for text, wanted, there in (
-        ("learning_rates", worker.flat.slices, rates),
-        ("coefficients", worker.config.coefficients, worker.coefficients),
+        ("learning_rates", learner.flat.slices, rates),
+        ("coefficients", learner.config.coefficients, learner.coefficients),
     ):
         if missing := sorted(wanted.keys() - there.keys()):
             raise ConfigurationError(f"worker.{text}[{missing[0]!r}] is missing: a hook must leave it there")
     for name, rate in rates.items():
-        if name not in worker.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
+        if name not in learner.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
             raise ConfigurationError(
                 f"worker.learning_rates[{name!r}]={rate!r}: there are 'policy' and 'value', numbers at least 0"
             )
-    known = worker.config.coefficients
-    coefficients: dict[str, Any] = dict(worker.coefficients)
+    known = learner.config.coefficients
+    coefficients: dict[str, Any] = dict(learner.coefficients)
     for name, coefficient in coefficients.items():
         if not isinstance(coefficient, Tensor) or coefficient.shape != ():
             raise ConfigurationError(

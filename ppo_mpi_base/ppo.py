@@ -24,16 +24,17 @@ def PPO(config: Config) -> Result:
     loss_fn, advantage_fn = config.loss_fn or ppo_losses, checked_estimates(config.advantage_fn or gae)
 
     with training(config, loss_fn) as worker:
+        learner = worker.learner
         while not worker.over:  # total_steps are done, or a hook or a signal ended the run
             rollout = worker.rollout()  # T steps of N environments, with pi(a|s) and V(s)
             rollout.advantages, rollout.returns = advantage_fn(rollout, config.gamma, config.lam)
             rollout.advantages = worker.standardize(rollout.advantages)
 
-            for update in worker.updates(rollout):  # epochs x minibatches
+            for update in learner.updates(rollout):  # epochs x minibatches
                 for minibatch in update:
-                    worker.backward(minibatch)  # adds the gradient of loss_fn to the flat gradient
-                statistics = worker.allreduce()  # one message: the mean gradient and statistics over ranks
-                worker.step(statistics)  # KL stop, clipping by norm, Adam
+                    learner.backward(minibatch)  # adds the gradient of loss_fn to the flat gradient
+                statistics = learner.allreduce()  # one message: the mean gradient and statistics over ranks
+                learner.step(statistics)  # KL stop, clipping by norm, Adam
 
             worker.finish_iteration(rollout)  # schedules, hooks, logs, files
         return worker.result()

@@ -66,6 +66,8 @@ class Rollout:
             it was truncated, never of the one after the reset.
         advantages, returns: (T, N), filled by the algorithm.
         extras: further tensors (T, N, ...) of a hook; minibatches carry them along.
+        iteration: how many there were before this one.
+        total_steps: agent steps over all ranks, these included.
     """
 
     observations: Tensor
@@ -80,6 +82,8 @@ class Rollout:
     advantages: Tensor = field(init=False)
     returns: Tensor = field(init=False)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    iteration: int = 0
+    total_steps: int = 0
 
     @property
     def done(self) -> Tensor:

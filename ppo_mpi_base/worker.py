@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""One rank of a run: its environments and networks, its rollouts, its minibatches and its optimizer steps."""
+"""One rank of a run: its environments and networks, its rollouts, and what each iteration ends with."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -17,26 +15,18 @@ from torch import Tensor
 from ppo_mpi_base import builders, health
 from ppo_mpi_base.checkpoint import Checkpoints
 from ppo_mpi_base.collector import Collector
-from ppo_mpi_base.compilation import choose_compiler
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.division import Undivided, choose_division
-from ppo_mpi_base.flat_parameters import Adam, FlatParameters, clip_scale
-from ppo_mpi_base.gradients import MOST_STATISTICS, Gradients, LossFunction, Objective, checked_names, origins_of_terms
+from ppo_mpi_base.gradients import LossFunction
 from ppo_mpi_base.interruption import Interruption
-from ppo_mpi_base.memory import keep_freed_memory
+from ppo_mpi_base.learner import Learner
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.normalize import RewardNormalizer, RunningMoments
 from ppo_mpi_base.periodic_evaluation import PeriodicEvaluation
-from ppo_mpi_base.policies import lacks_bfloat16
 from ppo_mpi_base.reports import Reports
-from ppo_mpi_base.rollout import Batch, Rollout, Shuffled, explained_variance, minibatch_order
+from ppo_mpi_base.rollout import Rollout, explained_variance
 from ppo_mpi_base.saved_policy import save_policy
-from ppo_mpi_base.seeding import MINIBATCHES, generator, seed_torch
+from ppo_mpi_base.seeding import seed_torch
 from ppo_mpi_base.storage import Storage
-from ppo_mpi_base.threads import blas_code, share_cores
-
-KL_TOLERANCE = 1.5
-"""An update is not applied where the KL estimate exceeds this many times `target_kl`."""
 
 SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
@@ -71,14 +61,13 @@ class Worker:
     Attributes:
         config: all keywords.
         ranks: the collectives, and this rank's number.
-        actor_critic: the networks, whose parameters are views into `flat`.
+        actor_critic: the networks.
+        learner: trains them.
+        flat: their parameters and gradients.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
         steps_per_iteration: agent steps over all ranks.
         over: whether no iteration follows: `total_steps` are done, or `end` was called, or the run was interrupted.
         interrupted: whether a signal or `max_seconds` ends the run before its time, so that it should be continued.
-        learning_rates: slice name ("policy", "value") -> learning rate; hooks may change it between iterations.
-        division: which ranks train which network; known from the first update on.
-        coefficients: name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations.
         reports: the last 100 episodes and where the time goes.
     """
 
@@ -98,7 +87,6 @@ class Worker:
         together(ranks, lambda: builders.check_equal_spaces(self.environments, ranks))
         self.actor_critic = together(ranks, lambda: builders.build_networks(config, self.environments, self.device))
         together(ranks, lambda: builders.check_equal_networks(self.actor_critic, ranks))
-        self.coefficients = {name: torch.tensor(x, device=self.device) for name, x in config.coefficients.items()}
         self.reports = together(ranks, lambda: Reports(config, ranks, held))
         self.evaluations = PeriodicEvaluation(config, self.actor_critic, ranks, interruption, self.reports.tell)
         self.checkpoints = Checkpoints(
@@ -109,34 +97,10 @@ class Worker:
         self.interrupted = False
         self._wanted = 0.0
         self._external_loss: float | None = None
-        self._prepare_updates(loss_fn)
+        self.learner = Learner(config, ranks, self.actor_critic, loss_fn, self.reports)
+        self.flat = self.learner.flat
         self._prepare_rollouts()
         self._begin()
-
-    def _prepare_updates(self, loss_fn: LossFunction) -> None:
-        """Make what gradients and optimizer steps need. Collective: call on all ranks."""
-        config, ranks = self.config, self.ranks
-        self.objective = Objective(self.actor_critic, loss_fn, config.hooks)
-        self.flat = FlatParameters(self.actor_critic.parameter_slices(), statistics=MOST_STATISTICS)
-        share_cores(ranks, len(self.flat.data))
-        self.flat.blas_is_one = len(set(ranks.gather_all(blas_code()))) == 1
-        keep_freed_memory()
-        if config.precision == "bfloat16" and lacks_bfloat16(self.device):
-            self.reports.tell("precision: this processor has no bfloat16 instructions; float32 would be faster")
-        space = self.environments.observation_space
-        compiler = choose_compiler(config, space, self.device, ranks.size, self.reports.tell)
-        self.gradients = Gradients(self.objective, self.flat, compiler)
-        self.optimizer = Adam(self.flat, config.adam_epsilon)
-        self.division = Undivided(ranks)
-        self.shuffled = Shuffled(config.minibatch_size)
-        self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
-        self.gradient_limits = {"policy": config.pi_grad_clip, "value": config.v_grad_clip}
-        self.epochs = {"policy": config.train_pi_epochs, "value": config.train_v_epochs}
-        self.idle: frozenset[str] = frozenset()
-        self.stopped_by_kl = self.not_finite = False
-        self.loss_names: list[str] = []
-        self.statistic_names: list[str] = []
-        self._epoch_statistics: list[dict[str, float]] = []
 
     def _prepare_rollouts(self) -> None:
         """Make what stepping the environments needs."""
@@ -147,7 +111,7 @@ class Worker:
             config,
             self.environments,
             self.actor_critic,
-            self.gradients.act,
+            self.learner.gradients.act,
             self.storage,
             self.reports,
             self.first_global_index,
@@ -158,7 +122,7 @@ class Worker:
     def _begin(self) -> None:
         """Begin the run, or go on from its checkpoint. Collective: call on all ranks."""
         config, ranks, together = self.config, self.ranks, builders.checked_together
-        self.broadcast_parameters()
+        self.learner.broadcast_parameters()
         for hook in config.hooks:
             hook.on_start(self)
         together(ranks, lambda: health.check_states(config.hooks))
@@ -172,21 +136,6 @@ class Worker:
         if self.over:
             self.reports.tell(f"nothing is left to train: total_steps={config.total_steps:,} are done")
 
-    def broadcast_parameters(self) -> None:
-        """Give all ranks rank 0's parameters and buffers. Collective: call on all ranks."""
-        self._broadcast([self.flat.data, *self.not_trained()])
-
-    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            array = tensor.cpu().contiguous().numpy()
-            self.ranks.broadcast_(array)
-            tensor.copy_(torch.as_tensor(array))
-
-    def not_trained(self) -> list[Tensor]:
-        """Return the networks' buffers and frozen parameters, which no gradient reaches."""
-        frozen = [parameter.data for parameter in self.actor_critic.parameters() if not parameter.requires_grad]
-        return [*frozen, *self.actor_critic.buffers()]
-
     def rollout(self) -> Rollout:
         """Step the N environments T times by the current policy; return it with values and log-probabilities.
 
@@ -197,7 +146,7 @@ class Worker:
             TrainingError: an observation or a reward is not finite, on any rank.
         """
         config, storage = self.config, self.storage
-        self.gradients.begin_rollout()
+        self.learner.gradients.begin_rollout()
         self.collector.collect(self.iteration)
         builders.checked_together(self.ranks, lambda: health.check_finite(self))
         self.total_steps += self.steps_per_iteration
@@ -205,6 +154,7 @@ class Worker:
         rewards = np.sign(storage.rewards) if config.clip_rewards else storage.rewards
         on_device = torch.as_tensor(rewards, dtype=torch.get_default_dtype(), device=self.device)
         rollout = self.collector.evaluated(on_device)
+        rollout.iteration, rollout.total_steps = self.iteration, self.total_steps
         if config.normalize_rewards:
             scaled = self.reward_normalizer.normalize(rollout.rewards.double().cpu().numpy(), storage.done, self.ranks)
             rollout.rewards.copy_(torch.as_tensor(scaled))
@@ -217,6 +167,20 @@ class Worker:
         if config.external_update_callback is not None:
             self._external_loss = config.external_update_callback()
         return rollout
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Slice name ("policy", "value") -> learning rate; hooks may change it between iterations."""
+        return self.learner.learning_rates
+
+    @learning_rates.setter
+    def learning_rates(self, rates: dict[str, float]) -> None:
+        self.learner.learning_rates = rates
+
+    @property
+    def coefficients(self) -> dict[str, Tensor]:
+        """Name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations."""
+        return self.learner.coefficients
 
     def standardize(self, advantages: Tensor) -> Tensor:
         """Return advantages (T, N) shifted to mean 0 and scaled to standard deviation 1 over ALL ranks.
@@ -232,137 +196,24 @@ class Worker:
         std = math.sqrt(squares[0] / sums[0])
         return ((values - mean) / (std + 1e-8)).to(advantages.dtype)
 
-    def updates(self, rollout: Rollout) -> Iterator[list[Batch]]:
-        """Yield the minibatches of each update: all epochs, until the KL stop has ended them.
-
-        An update is made of `grad_accum` minibatches; the last of an epoch of what is left.
-        """
-        config, n = self.config, self.config.environments_per_rank
-        if self.total_steps <= config.delay_training_for_steps:
-            return
-        first = self.first_global_index
-        generators = [generator(config.seed, MINIBATCHES, first + i, self.iteration) for i in range(n)]
-        between = generator(config.seed, MINIBATCHES, first, self.iteration, 1)
-        self.stopped_by_kl = False
-        samples = rollout.samples()
-        self._know_losses(samples.split(config.minibatch_size)[0])
-        epochs = range(max(self.epochs[name] for name in self.flat.slices))
-        orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
-        shared = self.division.share(samples, orders, config.minibatch_size, self.reports.seconds)
-        for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
-            if self.not_finite or self._over(self._idle(epoch)):
-                return
-            self._epoch_statistics = []
-            for start in range(0, len(batches), config.grad_accum):
-                idle = self._idle(epoch)
-                if self.not_finite or self._over(idle):
-                    return
-                self.idle = idle
-                update = batches[start : start + config.grad_accum]
-                self._begin_update(update)
-                yield update
-
-    def _idle(self, epoch: int) -> frozenset[str]:
-        """Return the slices that are done for this iteration: their epochs are over, or the policy went far enough."""
-        over = {name for name in self.flat.slices if epoch >= self.epochs[name]}
-        return frozenset(over | {"policy"} if self.stopped_by_kl else over)
-
-    def _know_losses(self, batch: Batch) -> None:
-        """Learn what losses and statistics are called, check them, and share them among ranks, the first time."""
-        if self.loss_names:
-            return
-        terms = self.objective, batch, self.coefficients
-        names = builders.checked_together(self.ranks, lambda: checked_names(*terms, self.config))
-        self.loss_names, self.statistic_names = names
-        self.objective.known = self.statistic_names
-        self.division = choose_division(
-            self.config,
-            self.ranks,
-            self.actor_critic,
-            self.flat,
-            self.loss_names,
-            lambda: origins_of_terms(*terms),
-            self.reports.tell,
-        )
-        self.gradients.leave_to_others(self.division.idle, self.division.others)
-        self.shuffled = Shuffled(self.division.minibatch_size(self.config.minibatch_size))
-
-    def _over(self, idle: frozenset[str]) -> bool:
-        """Return whether nothing is left to train: no slice, or no loss for those that are."""
-        return idle.issuperset(self.flat.slices) or idle.issuperset(self.loss_names)
-
-    def _begin_update(self, update: list[Batch]) -> None:
-        self.update = update
-        self.flat.message.zero_()
-        samples = sum(batch.advantages.shape[0] for batch in update)
-        self._per_sample = 1 / (samples * self.division.team.size)
-
-    def backward(self, minibatch: Batch) -> None:
-        """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
-        started = time.perf_counter()
-        weight = minibatch.advantages.shape[0] * self._per_sample
-        self.gradients.add(minibatch, self.coefficients, self.idle, weight)
-        self.reports.seconds["learning"] += time.perf_counter() - started
-
-    def allreduce(self) -> dict[str, float]:
-        """Sum gradient and statistics over the ranks that train the same in one message, and return their statistics.
-
-        Collective: call on all ranks.
-        """
-        flat, started = self.flat, time.perf_counter()
-        flat.to_host()  # waits for a device of its own to finish the gradient
-        there = time.perf_counter()
-        self.division.team.sum_(flat.host)
-        summed = time.perf_counter()
-        self.reports.messages.append(summed - there)
-        if self.division.team.size > 1:
-            flat.from_host()
-        self.reports.seconds["learning"] += there - started + time.perf_counter() - summed
-        found = zip(self.statistic_names, flat.host[len(flat.data) :].tolist(), strict=False)
-        return {name: x for name, x in found if name not in self.division.others}
-
-    def step(self, statistics: dict[str, float]) -> None:
-        """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
-
-        Raises:
-            TrainingError: the gradient is not finite; no parameter has changed. Where ranks divide the networks, it is
-                raised at the iteration's end, on all of them.
-        """
-        started = time.perf_counter()
-        limit = KL_TOLERANCE * self.config.target_kl
-        if limit > 0 and statistics["kl"] > limit:
-            self.stopped_by_kl = True
-        resting = self.idle | self.division.idle
-        names = [n for n in self.flat.slices if n not in resting and not (n == "policy" and self.stopped_by_kl)]
-        norms = {name: self.flat.norm(name) for name in names}
-        self._epoch_statistics.append({**statistics, **{f"gradient_norm_{name}": x for name, x in norms.items()}})
-        if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
-            self.not_finite = True
-            if not self.division.idle:
-                health.raise_not_finite(self)
-            return  # the ranks that train the other network do not know yet
-        scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
-        self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
-        self.reports.seconds["learning"] += time.perf_counter() - started
-
     def finish_iteration(self, rollout: Rollout) -> None:
         """Update normalization and schedules, evaluate, run hooks, write files. Collective: call on all ranks."""
         config = self.config
-        means = self._bring_together()
+        means = self.learner.bring_together()
         self.iteration += 1
         if config.normalize_observations:
             seen = rollout.observations.flatten(0, 1).cpu().numpy()  # as a callback or a hook has left them
             self.observation_moments.update(seen, self.ranks)
             self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
         # Of what networks note in buffers, as running means do, each rank has its own: from here on it is rank 0's.
-        self._broadcast(self.actor_critic.network_buffers() if self.ranks.size > 1 else ())
+        self.learner.broadcast_buffers()
         before = self.total_steps - self.steps_per_iteration
         evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
         row = {**self._row(rollout, means), **evaluation}
-        self.anneal()
+        self.learner.anneal(self.total_steps)
         for hook in config.hooks:
             hook.on_iteration(self, row)
-        health.check_rates_and_coefficients(self)
+        health.check_rates_and_coefficients(self.learner)
         health.check_attached(self)
         health.check_row(self, row)
         self.reports.write(row)
@@ -400,30 +251,6 @@ class Worker:
         if which == "best":
             self.reports.saved_return = earned
 
-    def anneal(self) -> None:
-        """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
-        left = max(0.0, 1 - self.total_steps / self.config.total_steps)
-        first = self.config.coefficients
-        if self.config.anneal_lr:
-            self.learning_rates = {"policy": self.config.pi_lr * left, "value": self.config.vf_lr * left}
-        if self.config.anneal_clip_ratio:
-            self.coefficients["clip_ratio"].fill_(first["clip_ratio"] * left)
-        if self.config.anneal_entropy_coef:
-            self.coefficients["entropy_coef"].fill_(first["entropy_coef"] * left)
-
-    def _bring_together(self) -> dict[str, float]:
-        """Take what other ranks have trained; return the last epoch's mean losses and statistics. Collective."""
-        last_epoch = self._epoch_statistics
-        if not last_epoch:
-            return {}
-        if self.division.idle and self.ranks.max(float(self.not_finite)) > 0:
-            health.raise_not_finite(self)
-        names = [*self.statistic_names, *(f"gradient_norm_{name}" for name in self.flat.slices)]
-        each = [[update[name] for update in last_epoch if name in update] for name in names]
-        mine = np.array([sum(found) / len(found) if found else math.nan for found in each])
-        means = self.division.bring_together(self.flat, self.optimizer, mine, self.reports.seconds)
-        return dict(zip(names, means.tolist(), strict=True))
-
     def _row(self, rollout: Rollout, means: dict[str, float]) -> dict[str, float]:
         """Return the iteration's row of the logs, equal on all ranks; `means` are those of losses and statistics."""
         row = {
@@ -434,7 +261,7 @@ class Worker:
             "explained_variance": explained_variance(rollout.values, rollout.returns, self.ranks),
             **{f"learning_rate_{name}": self.learning_rates[name] for name in self.flat.slices},
             **{f"coefficient_{name}": x.item() for name, x in self.coefficients.items()},
-            **self.reports.times_row(self.total_steps, self.division.team),
+            **self.reports.times_row(self.total_steps, self.learner.division.team),
         }
         if self.config.external_update_callback is not None:
             returned = [float(loss) for loss in self.ranks.gather_all(self._external_loss) if loss is not None]

@@ -113,6 +113,6 @@ def rest(row: dict[str, float]) -> dict[str, float]:
 
 
 def state(worker: Worker) -> list[bytes]:
-    tensors = [*worker.actor_critic.state_dict().values(), *worker.optimizer.state().values()]
+    tensors = [*worker.actor_critic.state_dict().values(), *worker.learner.optimizer.state().values()]
     arrays = [x.detach().numpy() for x in tensors] + [*worker.environments.progress().values()]
     return [np.asarray(array).tobytes() for array in (*arrays, np.random.get_state()[1], torch.get_rng_state())]

@@ -29,7 +29,7 @@ from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
-from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.rollout import Rollout, gae
 from ppo_mpi_base.worker import Result, Worker
 from tests.mpi.launch import run
 from tests.resuming import HALF, TASKS, WHOLE, N, T, checkpoint, differences, keywords, newest
@@ -127,6 +127,18 @@ def test_a_finished_run_is_over_and_without_resume_another_begins(tmp_path):
     assert (tmp_path / "saved" / "best.safetensors").read_bytes() != networks
     assert len(list((tmp_path / "saved" / "checkpoints").glob("*.json"))) == package.KEPT
     assert max((tmp_path / "saved" / "checkpoints.1").glob("*.json")).read_bytes() == before
+
+
+def test_a_rollout_says_how_far_the_run_is(tmp_path):
+    seen = []
+
+    def estimate(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+        seen.append((rollout.iteration, rollout.total_steps))
+        return gae(rollout, gamma, lam)
+
+    half(tmp_path, advantage_fn=estimate)
+    train(tmp_path, advantage_fn=estimate)
+    assert seen == [(iteration, (iteration + 1) * STEPS) for iteration in range(WHOLE)]
 
 
 def test_hooks_and_optimizer_continue(tmp_path):

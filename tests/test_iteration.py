@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from ppo_mpi_base import worker as worker_module
+from ppo_mpi_base import learner as learner_module
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.normalize import RewardNormalizer
@@ -113,8 +113,8 @@ def test_noise_orders_and_weights_are_others_in_each_iteration_and_by_each_seed(
         noise.add((rollout.actions.flatten(0, 1) - policy.mean).numpy().round(4).tobytes())
         weights.add(worker.flat.data.numpy().tobytes())
 
-    minibatch_order = worker_module.minibatch_order  # type: ignore[attr-defined]
-    monkeypatch.setattr(worker_module, "minibatch_order", ordered)
+    minibatch_order = learner_module.minibatch_order  # type: ignore[attr-defined]
+    monkeypatch.setattr(learner_module, "minibatch_order", ordered)
     for seed in (1, 2):
         train(tmp_path, seed=seed, pi_lr=0.0, vf_lr=0.0, train_pi_epochs=1, train_v_epochs=1, hooks=[Look(look)])
     assert len(noise) == len({order.tobytes() for order in orders}) == 2 * 4
@@ -126,7 +126,7 @@ def test_what_adam_gets_is_clipped_by_each_networks_limit(tmp_path: Path) -> Non
         trained(worker, collected(worker))
         assert worker.flat.norm("policy") == pytest.approx(0.01, rel=1e-4)
         assert worker.flat.norm("value") == pytest.approx(0.02, rel=1e-4)
-        assert worker.optimizer.epsilon == 0.125
+        assert worker.learner.optimizer.epsilon == 0.125
 
 
 def test_logged_norms_are_those_of_the_gradients_before_clipping(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_policy_stops_above_one_and_a_half_times_the_target(tmp_path: Path, 
 
     with working(tmp_path, loss_fn=reporting, target_kl=0.01) as worker:
         trained(worker, collected(worker))
-        assert worker.optimizer.steps.tolist() == [steps, 1]
+        assert worker.learner.optimizer.steps.tolist() == [steps, 1]
 
 
 def test_logged_statistics_are_means_over_the_last_epoch(tmp_path: Path) -> None:

@@ -207,11 +207,11 @@ def collected(worker: Worker) -> Rollout:
 def trained(worker: Worker, rollout: Rollout) -> list[dict[str, float]]:
     """Take all updates of an iteration, and return the statistics of each."""
     found = []
-    for update in worker.updates(rollout):
+    for update in worker.learner.updates(rollout):
         for minibatch in update:
-            worker.backward(minibatch)
-        found.append(worker.allreduce())
-        worker.step(found[-1])
+            worker.learner.backward(minibatch)
+        found.append(worker.learner.allreduce())
+        worker.learner.step(found[-1])
     return found
 
 
@@ -252,7 +252,7 @@ def test_the_loss_sees_the_action_before_it_was_clipped(tmp_path: Path) -> None:
 def test_a_last_minibatch_of_one_sample(tmp_path: Path) -> None:
     with working(tmp_path, train_batch_size=2, train_pi_epochs=2, train_v_epochs=2) as worker:
         rollout = collected(worker)
-        sizes = [[len(minibatch.advantages) for minibatch in update] for update in worker.updates(rollout)]
+        sizes = [[len(minibatch.advantages) for minibatch in update] for update in worker.learner.updates(rollout)]
         assert sizes == [[2], [2], [1]] * 2
         before = worker.flat.data.clone()
         statistics = trained(worker, rollout)
@@ -284,40 +284,40 @@ def test_accumulated_minibatches_make_the_update_of_their_samples_together(tmp_p
 def test_the_tail_of_an_epoch_is_an_update_of_its_own(tmp_path: Path) -> None:
     with working(tmp_path, train_batch_size=2, grad_accum=2) as worker:
         rollout = collected(worker)
-        sizes = [[len(minibatch.advantages) for minibatch in update] for update in worker.updates(rollout)]
+        sizes = [[len(minibatch.advantages) for minibatch in update] for update in worker.learner.updates(rollout)]
         assert sizes == [[2, 2], [1]]
         trained(worker, rollout)
-        assert worker.optimizer.steps.tolist() == [2, 2]
+        assert worker.learner.optimizer.steps.tolist() == [2, 2]
 
 
 def test_an_update_that_would_go_too_far_is_not_applied(tmp_path: Path) -> None:
     with working(tmp_path, target_kl=1e-6, pi_lr=0.1, train_pi_epochs=5, train_v_epochs=5) as worker:
         trained(worker, collected(worker))
         # The first update starts at a KL of 0 and is applied; the second would start too far away, and is not.
-        assert worker.optimizer.steps.tolist() == [1, 5] and worker.stopped_by_kl
+        assert worker.learner.optimizer.steps.tolist() == [1, 5] and worker.learner.stopped_by_kl
         # The next iteration begins anew.
         trained(worker, collected(worker))
-        assert worker.optimizer.steps.tolist() == [2, 10]
+        assert worker.learner.optimizer.steps.tolist() == [2, 10]
 
 
 def test_epochs_of_policy_and_value_end_apart(tmp_path: Path) -> None:
     with working(tmp_path, train_pi_epochs=1, train_v_epochs=3) as worker:
         rollout, n = collected(worker), worker.flat.slices["policy"].stop
         policies = [worker.flat.data[:n].clone()]
-        for update in worker.updates(rollout):
+        for update in worker.learner.updates(rollout):
             for minibatch in update:
-                worker.backward(minibatch)
-            worker.step(worker.allreduce())
+                worker.learner.backward(minibatch)
+            worker.learner.step(worker.learner.allreduce())
             policies.append(worker.flat.data[:n].clone())
         assert not torch.equal(policies[0], policies[1])
         assert torch.equal(policies[1], policies[2]) and torch.equal(policies[2], policies[3])
-        assert worker.optimizer.steps.tolist() == [1, 3]
+        assert worker.learner.optimizer.steps.tolist() == [1, 3]
 
 
 def test_one_rank_has_no_half_for_each_network(tmp_path: Path, capsys: Any) -> None:
     with working(tmp_path, divide_networks=True, quiet=False) as worker:
         trained(worker, collected(worker))
-        assert worker.optimizer.steps.tolist() == [1, 1]
+        assert worker.learner.optimizer.steps.tolist() == [1, 1]
     assert "divide_networks: all ranks train both networks (their number is odd)" in capsys.readouterr().out
 
 

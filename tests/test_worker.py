@@ -211,7 +211,7 @@ def test_accumulated_minibatches_are_a_larger_one(tmp_path: Path) -> None:
     for size, grad_accum in ((6, 1), (3, 2)):
         watch = Watch()
         train(tmp_path / str(size), train_batch_size=size, grad_accum=grad_accum, hooks=[watch])
-        assert watch.worker.optimizer.steps.tolist() == [4 * 2 * 3, 4 * 2 * 3]
+        assert watch.worker.learner.optimizer.steps.tolist() == [4 * 2 * 3, 4 * 2 * 3]
         after.append(watch.parameters)
     torch.testing.assert_close(after[0], after[1], rtol=1e-10, atol=1e-10)
 
@@ -220,7 +220,7 @@ def test_accumulated_minibatches_are_a_larger_one(tmp_path: Path) -> None:
 def test_epochs_of_policy_and_value_are_counted_apart(tmp_path: Path, pi_epochs: int, v_epochs: int) -> None:
     watch = Watch()
     train(tmp_path, train_pi_epochs=pi_epochs, train_v_epochs=v_epochs, train_batch_size=8, hooks=[watch])
-    assert watch.worker.optimizer.steps.tolist() == [4 * 2 * pi_epochs, 4 * 2 * v_epochs]
+    assert watch.worker.learner.optimizer.steps.tolist() == [4 * 2 * pi_epochs, 4 * 2 * v_epochs]
     first, last = watch.states[0], watch.worker.actor_critic.state_dict()
     for name, epochs in (("network", pi_epochs), ("value_network", v_epochs)):
         assert torch.equal(first[f"{name}.1.weight"], last[f"{name}.1.weight"]) == (epochs == 0)
@@ -230,7 +230,7 @@ def test_the_kl_stop_ends_the_policy_before_the_step_that_is_too_far(tmp_path: P
     watch = Watch()
     train(tmp_path, target_kl=1e-6, pi_lr=0.05, train_pi_epochs=6, train_v_epochs=4, hooks=[watch])
     # Of each iteration the first update, whose KL is 0, is applied; the second, which is too far, is not.
-    assert watch.worker.optimizer.steps.tolist() == [4, 16]
+    assert watch.worker.learner.optimizer.steps.tolist() == [4, 16]
 
 
 @pytest.mark.parametrize("v_epochs", [None, 1], ids=["shared", "two networks"])
@@ -338,7 +338,7 @@ def test_the_external_update_comes_between_rollout_and_update(tmp_path: Path) ->
     seen: list[tuple[int, int]] = []
 
     def update() -> float | None:
-        seen.append((len(watch.rollouts), watch.worker.optimizer.steps[0]))
+        seen.append((len(watch.rollouts), watch.worker.learner.optimizer.steps[0]))
         return next(losses)
 
     train(tmp_path, external_update_callback=update, hooks=[watch])
@@ -478,7 +478,7 @@ def test_one_network_may_give_both(tmp_path: Path) -> None:
     watch = Watch()
     shared = {"network_fn": Shared, "policy_kwargs": {"width": 6}, "value_network_fn": None}
     train(tmp_path, **shared, value_coef=0.5, train_batch_size=8, hooks=[watch])
-    assert watch.worker.optimizer.steps.tolist() == [16]
+    assert watch.worker.learner.optimizer.steps.tolist() == [16]
     first, last = watch.states[0], watch.worker.actor_critic.state_dict()
     for name in ("trunk.0.weight", "policy.weight", "value.weight"):
         assert not torch.equal(first[f"network.{name}"], last[f"network.{name}"]), name
@@ -691,7 +691,7 @@ def test_what_is_not_finite_is_told_before_a_parameter_changes(tmp_path: Path, f
         train(tmp_path, env_fn=env_fn, use_vectorized_envs=True, num_environments=2, hooks=[watch])
     assert str(caught.value).startswith(text) and "nothing was learned" in str(caught.value)
     iterations = 0 if at == 0 else 1
-    assert watch.worker.optimizer.steps.tolist() == [2 * iterations, 2 * iterations]
+    assert watch.worker.learner.optimizer.steps.tolist() == [2 * iterations, 2 * iterations]
     assert watch.parameters.isfinite().all() and len(watch.rollouts) == iterations
 
 
@@ -742,9 +742,9 @@ def test_where_no_loss_is_left_the_iteration_is_over(tmp_path: Path) -> None:
 
     watch = Watch()
     train(tmp_path, loss_fn=one_loss, train_pi_epochs=1, train_v_epochs=3, hooks=[watch])
-    assert watch.worker.optimizer.steps.tolist() == [watch.worker.iteration] * 2
+    assert watch.worker.learner.optimizer.steps.tolist() == [watch.worker.iteration] * 2
     train(tmp_path, loss_fn=one_loss, train_pi_epochs=5, train_v_epochs=5, target_kl=1e-9, pi_lr=0.1, hooks=[watch])
-    assert watch.worker.optimizer.steps[0] < 5 * watch.worker.iteration
+    assert watch.worker.learner.optimizer.steps[0] < 5 * watch.worker.iteration
 
 
 def test_a_picture_that_cannot_be_drawn_takes_no_result_away(tmp_path: Path, capsys: Any) -> None:

@@ -39,10 +39,10 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
     config = worker.config
     rollout = worker.rollout()
     rollout.advantages, rollout.returns = gae(rollout, config.gamma, config.lam)
-    update = next(worker.updates(rollout))
-    worker.backward(update[0])
-    reduced = worker.allreduce()
-    worker.step(reduced)
+    update = next(worker.learner.updates(rollout))
+    worker.learner.backward(update[0])
+    reduced = worker.learner.allreduce()
+    worker.learner.step(reduced)
 
     n, samples = config.environments_per_rank, config.rollout_length_per_worker * config.environments_per_rank
     observations, noise = rollout.observations[0], torch.zeros_like(rollout.actions[0])
@@ -51,17 +51,17 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
     generators = [np.random.default_rng(i) for i in range(n)]
     drawn = (minibatch_order(config.rollout_length_per_worker, generators, generators[0]) for _ in count())
     shared, (order,) = share(worker, rollout, next(drawn))
-    epochs = worker.shuffled.epochs(shared, (order for _ in drawn))
+    epochs = worker.learner.shuffled.epochs(shared, (order for _ in drawn))
 
-    inference = microseconds(lambda: worker.gradients.act(observations, noise, acted), seconds)
+    inference = microseconds(lambda: worker.learner.gradients.act(observations, noise, acted), seconds)
     return {
         "inference": inference,
         "iteration": statistics.median(between_updates(worker, inference, next(drawn)) for _ in range(ITERATIONS)),
         "environments": microseconds(lambda: worker.environments.step(next(actions), out), seconds),
-        "minibatch": microseconds(lambda: worker.backward(update[0]), seconds),
+        "minibatch": microseconds(lambda: worker.learner.backward(update[0]), seconds),
         "shuffle": microseconds(lambda: next(epochs), seconds) / samples,  # per sample
-        "message": 1e6 * seconds_per_message(worker, worker.division.team),
-        "optimizer": microseconds(lambda: worker.step(reduced), seconds),  # last: it spoils the networks
+        "message": 1e6 * seconds_per_message(worker, worker.learner.division.team),
+        "optimizer": microseconds(lambda: worker.learner.step(reduced), seconds),  # last: it spoils the networks
         "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),
         "parameters": worker.flat.data.numel(),
     }
@@ -69,7 +69,7 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
 
 def share(worker: Worker, rollout: Rollout, order: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
     """Return samples and order of this rank and its partner. Collective: call on all ranks."""
-    division, size, seconds = worker.division, worker.config.minibatch_size, worker.reports.seconds
+    division, size, seconds = worker.learner.division, worker.config.minibatch_size, worker.reports.seconds
     samples, orders = division.share(rollout.samples(), [order], size, seconds)
     return samples, list(orders)
 

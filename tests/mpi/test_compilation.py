@@ -22,7 +22,7 @@ from ppo_mpi_base.ppo import PPO
 
 class Check(Hooks):
     def on_iteration(self, worker, statistics):
-        assert type(worker.division).__name__ == "Divided"  # as by default
+        assert type(worker.learner.division).__name__ == "Divided"  # as by default
 
 
 PPO(total_steps=1, env_fn=lambda: gymnasium.make("CartPole-v1"), network_fn=mlp, value_network_fn=mlp, compile=True,

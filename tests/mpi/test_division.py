@@ -37,8 +37,8 @@ class Recorder(Hooks):
         rollout.extras["halves"] = rollout.rewards.to(torch.bfloat16)[..., None].expand(-1, -1, 3)
 
     def on_iteration(self, worker, statistics):
-        self.division = type(worker.division).__name__
-        adam = worker.optimizer
+        self.division = type(worker.learner.division).__name__
+        adam = worker.learner.optimizer
         arrays = [worker.flat.data, worker.flat.gradient, adam.first_moment, adam.second_moment]
         self.state = [x.numpy().copy() for x in arrays] + [adam.steps.copy()]
         first, *others = ranks.gather_all([x.tobytes() for x in self.state])

@@ -40,9 +40,9 @@ COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminate
 def state(worker):
     moments = (worker.observation_moments, worker.reward_normalizer.moments)
     arrays = [array for m in moments for array in (m.count, m.mean, m.squares)]
-    tensors = [worker.flat.data, worker.optimizer.first_moment, worker.optimizer.second_moment,
+    tensors = [worker.flat.data, worker.learner.optimizer.first_moment, worker.learner.optimizer.second_moment,
                *worker.actor_critic.state_dict().values(), *worker.coefficients.values()]
-    arrays += [tensor.detach().numpy() for tensor in tensors] + [worker.optimizer.steps]
+    arrays += [tensor.detach().numpy() for tensor in tensors] + [worker.learner.optimizer.steps]
     return [array.tobytes() for array in arrays], worker.learning_rates, worker.total_steps
 
 
@@ -72,7 +72,7 @@ class Recorder(Hooks):
             self.found["observation_std"] = worker.observation_moments.std.copy()
             self.found["reward_std"] = worker.reward_normalizer.moments.std.copy()
         self.found["learning_rate"] = worker.learning_rates["policy"]
-        self.found["steps"] = np.array(ranks.gather_all(worker.optimizer.steps.tolist()))
+        self.found["steps"] = np.array(ranks.gather_all(worker.learner.optimizer.steps.tolist()))
 
 
 def small(obs_dim, out_dim=1):
@@ -347,7 +347,7 @@ class Blind(gymnasium.ObservationWrapper):
         if self.number == 0:
             worker = watch.worker
             unchanged = bool((worker.flat.data == watch.after).all())
-            print(f"{unchanged} {worker.optimizer.steps[0]} {worker.iteration}\\n", end="", flush=True)
+            print(f"{unchanged} {worker.learner.optimizer.steps[0]} {worker.iteration}\\n", end="", flush=True)
 
 
 PPO(total_steps=1e9, env_fn=lambda: Blind(gymnasium.make("Pendulum-v1")), use_vectorized_envs=True, num_environments=3,
