@@ -74,7 +74,7 @@ def tabulate() -> None:
     for game, known in GAMES.items():
         for seed in range(known.seeds):
             if place(game, seed).exists() and (run := read_run(place(game, seed))) is not None:
-                scores = (f"{score:.2f}" for score in (run.score, run.returns.max(), known.target))
+                scores = (f"{score:.2f}" for score in (run.score, run.values.max(), known.target))
                 rows.append([game, str(seed), *scores, f"{run.steps[-1]:.0f}", f"{run.seconds[-1]:.0f}"])
     if rows:
         write_and_draw(RESULTS, [header, *rows])

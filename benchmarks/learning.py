@@ -82,7 +82,7 @@ def score(path: Path) -> float:
     run = read_run(path)
     if run is None:
         return float("nan")
-    return float(run.returns.max()) if CARTPOLE in path.parts else run.score
+    return float(run.values.max()) if CARTPOLE in path.parts else run.score
 
 
 def scores(task: str, setting: str) -> list[float]:
@@ -119,7 +119,7 @@ def draw() -> None:
                 if (run := read_run(path)) is None:
                     continue
                 label = setting if number == 0 and setting else None
-                axis.plot(run.steps / 1e6, run.returns, linewidth=1, color=color, linestyle=style, label=label)
+                axis.plot(run.steps / 1e6, run.values, linewidth=1, color=color, linestyle=style, label=label)
         axis.axhline(MUJOCO.get(task, 475.0), color="0.4", linestyle=":", linewidth=1)
         axis.set_title(task, fontsize=10)
         axis.set_xlabel("million steps")

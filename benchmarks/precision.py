@@ -85,8 +85,8 @@ def scores(path: Path) -> list[float]:
     """Return the mean return of 100 episodes at each of `POINTS`, and its mean over all steps."""
     run = read_run(path)
     assert run is not None, f"{path}: no episode has ended"
-    at = [float(np.interp(point, run.steps, run.returns)) for point in POINTS]
-    return [*at, float(np.trapezoid(run.returns, run.steps) / (run.steps[-1] - run.steps[0]))]
+    at = [float(np.interp(point, run.steps, run.values)) for point in POINTS]
+    return [*at, float(np.trapezoid(run.values, run.steps) / (run.steps[-1] - run.steps[0]))]
 
 
 def compare() -> None:

@@ -32,6 +32,7 @@ from ppo_mpi_base.files import check_name, hold, without_ending, write_output
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.plot import WRITTEN, compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
+from ppo_mpi_base.runs import RETURN
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.video import record_video
 
@@ -197,6 +198,7 @@ def plot(
     output: Path = Path("curves"),
     labels: tuple[str, ...] = (),
     axis: Literal["steps", "time"] = "steps",
+    column: str = RETURN,
 ) -> None:
     """Draw learning curves, a line for each RUN with the 95% interval over the seeds in it, as PNG and SVG.
 
@@ -205,10 +207,11 @@ def plot(
         output: The pictures' path without ending.
         labels: A name for each RUN; its path where there is none.
         axis: Agent steps, or hours of wall-clock time.
+        column: Of progress.csv, what is drawn, such as kl, entropy or fps.
     """
     if not runs:
         raise ConfigurationError("RUN: name a run's directory, or several: ppo-mpi plot runs/CartPole-v1/seed0")
-    _tell_files(plot_runs(runs, output, labels=labels or None, axis=axis))
+    _tell_files(plot_runs(runs, output, labels=labels or None, axis=axis, column=column))
 
 
 def compare(

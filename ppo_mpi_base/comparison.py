@@ -151,7 +151,7 @@ def compare(
 def reference_of(task: str, runs: Sequence[Run], references: References | None) -> tuple[float, float]:
     """Return the scores of a task that count as 0 and as 1: those given, or else those of the runs themselves."""
     if references is None:
-        return aggregates.references_of([run.returns[0] for run in runs], _scores(runs))
+        return aggregates.references_of([run.values[0] for run in runs], _scores(runs))
     if task not in references:
         raise ConfigurationError(f"references: task {task!r} is missing: give its scores (low, high)")
     return references[task]

@@ -37,12 +37,16 @@ from ppo_mpi_base.figures import (
     style_axes,
 )
 from ppo_mpi_base.files import without_ending, write_output
-from ppo_mpi_base.runs import Group, Run, on_common_grid, read_columns, read_groups
+from ppo_mpi_base.runs import RETURN, Group, Run, on_common_grid, read_columns, read_groups
 
 FEW = 30  # up to so many points get dots: the line between two of them was not measured
 POINTS = 101  # of a curve over seeds
 COLUMNS = 4  # of panels
 WRITTEN = (".png", ".svg")
+RETURNS = {RETURN: "Episode return", "evaluation_return": "Evaluation return"}
+"""What the axis of a column of returns says; any other is called by its name."""
+OF_RETURNS = "Means of the last 100 training episodes. "
+LINES = "Lines: means over seeds, 95% bootstrap intervals (few seeds: too narrow), to the end of the shortest run."
 
 
 def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -74,19 +78,22 @@ def plot_runs(
     *,
     labels: Sequence[str] | None = None,
     axis: Literal["steps", "time"] = "steps",
+    column: str = RETURN,
     references: References | None = None,
 ) -> list[Path]:
     """Draw learning curves: a panel for each task, a line for each group, the mean over its seeds.
 
     The band is the 95% bootstrap interval over seeds; a single seed has none. Lines and bands cover the stretch that
     all seeds of the group have. With more than one task that all groups have, a last panel shows the interquartile mean
-    over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have.
+    over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have; of other
+    columns than returns there is none.
 
     Args:
         groups: for each line, a path as `runs.find_runs` takes it, or several.
         output: path of the pictures; .png and .svg are added to it.
         labels: a name for each group. None: what its path ends with.
         axis: agent steps, or the wall-clock time since each run began.
+        column: of progress.csv, what is drawn, such as "kl"; rows without a number there are passed over.
         references: by task, the returns that count as 0 and as 1. None: the lowest return with which one of all these
             runs started, and the highest with which one ended.
 
@@ -94,16 +101,17 @@ def plot_runs(
         The paths of both pictures.
 
     Raises:
-        ConfigurationError: there is no group, one has no run, labels are too few or too many, a task lacks reference
-            scores, or output cannot be written.
+        ConfigurationError: there is no group, one has no run or a run without the column, labels are too few or too
+            many, a task lacks reference scores, or output cannot be written.
     """
     if axis not in ("steps", "time"):
         raise ConfigurationError(f"axis={axis!r} is not one of 'steps', 'time'")
     names = _labels(groups, labels)
-    read = read_groups(groups)
+    read = read_groups(groups, column)
     tasks = list(dict.fromkeys(task for runs in read for task in runs))
     shared = [task for task in tasks if all(task in runs for runs in read)]
-    panels = len(tasks) + (len(shared) > 1)
+    over_tasks = len(shared) > 1 and column in RETURNS
+    panels = len(tasks) + over_tasks
     rows, columns = math.ceil(panels / COLUMNS), min(panels, COLUMNS)
     with open_figure((4.5, 3.2) if panels == 1 else (2.5 * columns, 0.6 + 2.2 * rows)) as figure:
         places = iter(figure.subplots(rows, columns, squeeze=False).flat)
@@ -111,19 +119,13 @@ def plot_runs(
             axes = next(places)
             drawn = [(n, _mean_curve(runs[task], axis)) for n, runs in enumerate(read) if task in runs]
             _draw_curves(axes, drawn, axis, task)
-            axes.set_ylabel("Episode return" if tasks.index(task) % COLUMNS == 0 else "", color=DARK)
-        if len(shared) > 1:
+            axes.set_ylabel(RETURNS.get(column, column) if tasks.index(task) % COLUMNS == 0 else "", color=DARK)
+        if over_tasks:
             _draw_all_tasks(next(places), read, shared, axis, references)
         for axes in places:
             axes.set_axis_off()
         draw_legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
-        draw_note(
-            figure,
-            "Means of the last 100 training episodes. Lines: means over seeds, 95% bootstrap intervals (few seeds: too "
-            "narrow), to the end of the shortest run.",
-            len(shared) > 1,
-            references,
-        )
+        draw_note(figure, OF_RETURNS + LINES if column == RETURN else LINES, over_tasks, references)
         return save_png_and_svg(figure, without_ending(output, WRITTEN))
 
 
@@ -234,19 +236,19 @@ def _on_grid(runs: Sequence[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     for run in runs:
         if axis == "time" and np.isnan(run.seconds).any():
             raise ConfigurationError(f"axis='time' needs the column seconds, which {run.path} lacks: choose 'steps'")
-    grid, returns = on_common_grid(
-        [run.steps if axis == "steps" else run.seconds for run in runs], [run.returns for run in runs], POINTS
+    grid, values = on_common_grid(
+        [run.steps if axis == "steps" else run.seconds for run in runs], [run.values for run in runs], POINTS
     )
     if not len(grid):
         paths = ", ".join(str(run.path) for run in runs)
         warnings.warn(f"no curve is drawn: no stretch of {axis} is covered by all of {paths}", stacklevel=2)
-    return grid, returns
+    return grid, values
 
 
 def _mean_curve(runs: Sequence[Run], axis: str) -> Curve:
-    grid, returns = _on_grid(runs, axis)
-    intervals = [aggregates.bootstrap_interval(aggregates.mean, [seeds]) for seeds in returns.T]
-    return grid, returns.mean(0), np.reshape(intervals, (-1, 2)).T
+    grid, values = _on_grid(runs, axis)
+    intervals = [aggregates.bootstrap_interval(aggregates.mean, [seeds]) for seeds in values.T]
+    return grid, values.mean(0), np.reshape(intervals, (-1, 2)).T
 
 
 def _iqm_curve(tasks: Sequence[Sequence[Run]], scale: Sequence[tuple[float, float]], axis: str) -> Curve:

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.errors import ConfigurationError, did_you_mean
 from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.provenance import different_keywords
 
 Floats = NDArray[np.float64]
+RETURN = "episode_return"
+"""The column of the mean return of the last 100 training episodes."""
 Group = str | Path | Sequence[str | Path]
 """Paths of a run's directory, of its progress.csv, or of a directory with runs beneath it."""
 
@@ -29,7 +31,7 @@ ENVIRONMENT_ID = re.compile(r"[A-Z].*-v\d+$")
 
 @dataclass(frozen=True)
 class Run:
-    """What progress.csv says of a run, without the rows before an episode had ended."""
+    """What progress.csv says of a run in one of its columns, without the rows that have no number there."""
 
     path: Path
     task: str
@@ -39,13 +41,13 @@ class Run:
     """Agent steps, (rows,)."""
     seconds: Floats
     """Wall-clock time since the run began, (rows,); NaN where the file does not say it."""
-    returns: Floats
-    """Mean return of the last 100 training episodes, (rows,)."""
+    values: Floats
+    """What the column has, (rows,): mean returns of the last 100 training episodes, unless another was asked for."""
 
     @property
     def score(self) -> float:
-        """The last of the returns."""
-        return float(self.returns[-1])
+        """The last of the values."""
+        return float(self.values[-1])
 
 
 def find_runs(group: Group) -> list[Path]:
@@ -77,13 +79,13 @@ def _beneath(path: Path) -> list[Path]:
     return found
 
 
-def read_groups(groups: Sequence[Group]) -> list[dict[str, list[Run]]]:
+def read_groups(groups: Sequence[Group], column: str = RETURN) -> list[dict[str, list[Run]]]:
     """Return the runs of each group by task, see `read_group`.
 
     Where only one task is named among all groups, runs without a task's name are of that task: runs of a user's own
     script beside those of `ppo-mpi train`.
     """
-    read = [read_group(group) for group in groups]
+    read = [read_group(group, column) for group in groups]
     named = {task for runs in read for task in runs if task}
     if len(named) != 1:
         return read
@@ -91,18 +93,19 @@ def read_groups(groups: Sequence[Group]) -> list[dict[str, list[Run]]]:
     return [{task: [run for of_task in runs.values() for run in of_task]} for runs in read]
 
 
-def read_group(group: Group) -> dict[str, list[Run]]:
+def read_group(group: Group, column: str = RETURN) -> dict[str, list[Run]]:
     """Return the runs of a group by task, tasks in alphabetical order.
 
-    Warn of runs without an ended episode, and of those that differ in more than their seeds.
+    Warn of runs without a number in the column (no episode has ended), and of those that differ in more than their
+    seeds.
 
     Raises:
-        ConfigurationError: the group has no run, none with an ended episode, or a file that is no progress.csv.
+        ConfigurationError: the group has no run, none with a number, or a file that is no progress.csv.
     """
     paths = find_runs(group)
-    runs = [run for path in paths if (run := read_run(path)) is not None]
+    runs = [run for path in paths if (run := read_run(path, column)) is not None]
     if not runs:
-        raise ConfigurationError(f"runs={str(paths[0])!r}: no episode has ended yet, in none of {len(paths)} runs")
+        raise ConfigurationError(f"runs={str(paths[0])!r}: {_empty(column)}, in none of {len(paths)} runs")
     by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
     for task, found in by_task.items():
         if different := different_keywords([run.path for run in found]):
@@ -114,14 +117,32 @@ def read_group(group: Group) -> dict[str, list[Run]]:
     return by_task
 
 
-def read_run(path: Path) -> Run | None:
-    """Return a run, or None with a warning where no episode has ended yet."""
-    table = read_columns("runs", path, ("total_steps", "episode_return"), optional=("seconds",))
-    steps, returns, seconds = table[:, np.isfinite(table[1])]
-    if not len(returns):
-        warnings.warn(f"{path} is left out: no episode has ended yet", stacklevel=2)
+def read_run(path: Path, column: str = RETURN) -> Run | None:
+    """Return a run, or None with a warning where its column has no number: no episode has ended yet.
+
+    Raises:
+        ConfigurationError: the file is no progress.csv, or has no such column.
+    """
+    if column != RETURN and column not in (there := _columns(path)):
+        raise ConfigurationError(
+            f"column={column!r}: {path} has {', '.join(there) or 'no columns'}{did_you_mean(column, there)}"
+        )
+    table = read_columns("runs", path, ("total_steps", column), optional=("seconds",))
+    steps, values, seconds = table[:, np.isfinite(table[1])]
+    if not len(values):
+        warnings.warn(f"{path} is left out: {_empty(column)}", stacklevel=2)
         return None
-    return Run(path, _task(path.resolve()), steps, seconds, returns)
+    return Run(path, _task(path.resolve()), steps, seconds, values)
+
+
+def _empty(column: str) -> str:
+    return "no episode has ended yet" if column == RETURN else f"{column} has no number yet"
+
+
+def _columns(path: Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):  # what reads the numbers tells what is wrong
+        return read_progress(path)[0]
+    return []
 
 
 def _task(path: Path) -> str:

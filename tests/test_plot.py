@@ -231,6 +231,31 @@ def test_a_shorter_run_ends_the_line(tmp_path):
     assert np.ptp(short[:, 0]) == pytest.approx(np.ptp(whole[:, 0]) / 2, rel=1e-4)
 
 
+def test_any_column_is_drawn_without_the_rows_that_have_no_number_there(tmp_path):
+    for task, kls in (("Hopper-v5", [0.01, 0.03]), ("Walker2d-v5", [0.02, 0.02])):
+        (tmp_path / task).mkdir()
+        rows = "".join(f"{1000 * n},{kl},{-kl}\n" for n, kl in enumerate([np.nan, *kls, np.nan]))
+        (tmp_path / task / "progress.csv").write_text(f"total_steps,kl,episode_return\n{rows}")
+    svg = plot_runs([tmp_path], tmp_path / "curves", column="kl")[1].read_text()
+    rising, level = lines(svg, "#0072b2")
+    assert rising[-1, 1] > rising[0, 1] and level[-1, 1] == level[0, 1]
+    assert np.ptp(rising[:, 0]) > 0
+    found = texts(svg)
+    assert "kl" in found and "Episode return" not in found
+    assert not [text for text in found if "IQM" in text or "episodes" in text or "ormalized" in text]
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path, groups):
+    message = r"^column='second': .*csv has total_steps, seconds, episode_return; did you mean 'seconds'\?$"
+    with pytest.raises(ConfigurationError, match=message):
+        plot_runs(groups, tmp_path / "curves", column="second")
+    empty = write_run(tmp_path / "c" / "progress.csv", [1.0])
+    empty.write_text("total_steps,kl,episode_return\n1,nan,1\n")
+    with pytest.warns(UserWarning, match="left out: kl has no number yet"), pytest.raises(ConfigurationError) as caught:
+        plot_runs([empty], tmp_path / "curves", column="kl")
+    assert "kl has no number yet, in none of 1 runs" in str(caught.value)
+
+
 def test_runs_that_do_not_overlap_are_said(tmp_path):
     write_csv(tmp_path / "progress.csv", [0, 1000], [0.0, 1.0])
     (tmp_path / "later").mkdir()

@@ -62,7 +62,7 @@ def test_the_task_is_seen_above_the_path_that_is_given(tmp_path, monkeypatch):
 
 def test_rows_before_the_first_episode_are_left_out(tmp_path):
     run = read_run(write_run(tmp_path / "progress.csv", [np.nan, 5.0, 7.0]))
-    np.testing.assert_array_equal([run.steps, run.seconds, run.returns], [[200, 300], [4, 6], [5, 7]])
+    np.testing.assert_array_equal([run.steps, run.seconds, run.values], [[200, 300], [4, 6], [5, 7]])
     assert run.score == 7
 
 
