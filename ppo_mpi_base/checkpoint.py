@@ -22,7 +22,7 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.saved_policy import describe_space
-from ppo_mpi_base.seeding import restore_torch, torch_states
+from ppo_mpi_base.seeding import restore_torch, seed_torch, torch_states
 
 if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
@@ -298,13 +298,17 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     if changed := _changed(worker, facts):
         worker.learner.anneal(worker.total_steps)
         tell(f"{', '.join(changed)}: not as before; what is said now counts from here on")
-    of_rates = {"pi_lr", "vf_lr", "anneal_lr", *(["total_steps"] if worker.config.anneal_lr else [])}
-    if not of_rates.intersection(changed):
-        worker.learning_rates = facts["learning_rates"]
+    of_both = {"anneal_lr", *(["total_steps"] if worker.config.anneal_lr else [])}
+    for name, keyword in (("policy", "pi_lr"), ("value", "vf_lr")):
+        if not {keyword, *of_both}.intersection(changed):
+            worker.learning_rates[name] = facts["learning_rates"][name]
     if (facts["ranks"], facts["environments"]) != (worker.ranks.size, worker.config.environments_per_rank):
         episodes = np.concatenate([x for name, x in arrays.items() if name.endswith("environments/episodes")])
         worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)
-        restore_torch(_of_rank(arrays, worker.ranks.rank % facts["ranks"]), worker.device)
+        if worker.ranks.rank < facts["ranks"]:
+            restore_torch(_of_rank(arrays, worker.ranks.rank), worker.device)
+        else:  # a state of its own: of equal ones two ranks would draw the same
+            seed_torch(worker.config.seed, worker.first_global_index, worker.iteration)
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size
         tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")

@@ -90,7 +90,7 @@ class _Compiled:
     outside, shapes, modules. That takes longer than a small network's gradient. Nothing of it changes between two
     minibatches, so the checks are made in the first call of an iteration, and other calls go straight to the compiled
     graph, below the wrappers of AOTAutograd where these only hand on its inputs. A function that changes what it
-    depends on, such as one that counts its calls, fails the checks each time and is never called straight.
+    depends on, such as one that counts its calls, comes down to another graph each time and is never called straight.
     """
 
     def __init__(self, function: InPlace, uncompiled: InPlace, what: str, tell: Callable[[str], None]) -> None:
@@ -99,8 +99,9 @@ class _Compiled:
         self._graph: Graph | None = None
         self._inputs: list[Any] = []
         self._places: list[tuple[int, int]] = []  # which of the graph's inputs is which argument
-        self._anew = self._failed = False
-        self._called: list[tuple[Graph, tuple[Any, ...]]] = []
+        self._failed = False
+        self._called: list[tuple[Callable[..., Any], Graph, tuple[Any, ...]]] = []
+        self._previous: Callable[..., Any] | None = None  # what the last checked call came down to
 
     def check_again(self) -> None:
         self._graph = None
@@ -118,7 +119,6 @@ class _Compiled:
 
     def _check_and_call(self, tensors: tuple[Tensor, ...]) -> None:
         before = [tensor.clone() for tensor in tensors]  # a failure half-way must not leave anything half-written
-        self._anew = False
         self._called.clear()
         try:
             self._checked(*tensors)
@@ -129,21 +129,24 @@ class _Compiled:
             self._failed = True
             self._uncompiled(*tensors)
             return
-        if self._called and not self._anew:
-            graph, inputs = self._called.pop()
+        if not self._called:
+            return
+        compiled, graph, inputs = self._called.pop()
+        again, self._previous = compiled is self._previous, compiled
+        if again:
             argument_of = {id(tensor): k for k, tensor in enumerate(tensors)}
             self._places = [(i, argument_of[id(x)]) for i, x in enumerate(inputs) if id(x) in argument_of]
             self._graph, self._inputs = graph, list(inputs)
 
     def _compile(self, graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        self._anew = True
         on_cpu = all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor))
         compiled = torch._inductor.compile(graph, list(examples), options={"cpp_wrapper": on_cpu})
 
         def call(*inputs: Any) -> Any:
             with _noting_graphs() as graphs:
                 outputs = compiled(*inputs)
-            self._called.append((_straight(graphs, inputs) or (lambda inputs: compiled(*inputs)), inputs))
+            straight = _straight(graphs, inputs) or (lambda inputs: compiled(*inputs))
+            self._called.append((compiled, straight, inputs))
             return outputs
 
         return call

@@ -104,7 +104,8 @@ class Learner:
         An update is made of `grad_accum` minibatches; the last of an epoch of what is left.
         """
         config, n = self.config, self.config.environments_per_rank
-        if rollout.total_steps <= config.delay_training_for_steps:
+        epochs = range(max(self.epochs[name] for name in self.flat.slices))
+        if rollout.total_steps <= config.delay_training_for_steps or not epochs:
             return
         self.rollout = rollout
         first, iteration = self.ranks.rank * n, rollout.iteration  # keyed by numbers over all ranks
@@ -113,21 +114,22 @@ class Learner:
         self.stopped_by_kl = False
         samples = rollout.samples()
         self._know_losses(samples.split(config.minibatch_size)[0])
-        epochs = range(max(self.epochs[name] for name in self.flat.slices))
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
         shared = self.division.share(samples, orders, config.minibatch_size, self.reports.seconds)
         for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
-            if self.not_finite or self._over(self._idle(epoch)):
+            if self._over(self._idle(epoch)):
                 return
             self._epoch_statistics = []
             for start in range(0, len(batches), config.grad_accum):
                 idle = self._idle(epoch)
-                if self.not_finite or self._over(idle):
+                if self._over(idle):
                     return
                 self.idle = idle
                 update = batches[start : start + config.grad_accum]
                 self._begin_update(update)
                 yield update
+                if self.not_finite:  # now: the memory of this update's samples still holds them
+                    return
 
     def _idle(self, epoch: int) -> frozenset[str]:
         """Return the slices that are done for this iteration: their epochs are over, or the policy went far enough."""
@@ -192,8 +194,8 @@ class Learner:
         """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
 
         Raises:
-            TrainingError: the gradient is not finite; no parameter has changed. Where ranks divide the networks, it is
-                raised at the iteration's end, on all of them.
+            TrainingError: the gradient is not finite; no parameter has changed by it. Where ranks divide the networks,
+                it is raised at the iteration's end, on all of them, after the other network's updates.
         """
         started = time.perf_counter()
         limit = KL_TOLERANCE * self.config.target_kl

@@ -227,7 +227,7 @@ class Worker:
             self.checkpoints.save(self)
 
     def end(self) -> None:
-        """End the run after this iteration, on all ranks, as if `total_steps` were done: for hooks, on any rank."""
+        """End the run after this iteration, on all ranks: for hooks, on any rank. Started again, it would go on."""
         self._wanted = END
 
     def _agree_on_the_end(self) -> bool:

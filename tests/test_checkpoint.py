@@ -596,6 +596,21 @@ def test_a_rate_that_a_hook_has_set_outlives_a_longer_total_steps(tmp_path):
     assert rates(tmp_path) == [1e-3] + [1e-4] * (2 * WHOLE - 1)
 
 
+def test_a_rate_that_a_hook_has_set_outlives_another_one_asked_for_anew(tmp_path):
+    class Drop(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == 1:
+                worker.learning_rates = {"policy": 1e-4, "value": 2e-4}
+
+    given: dict[str, Any] = {"pi_lr": 1e-3, "anneal_lr": False, "anneal_clip_ratio": False}
+    train(tmp_path, vf_lr=1e-3, hooks=[Drop()], **given)
+    train(tmp_path, vf_lr=5e-4, total_steps=2 * WHOLE * STEPS, **given)
+    assert rates(tmp_path) == [1e-3] + [1e-4] * (2 * WHOLE - 1)
+    _, rows = read_progress(tmp_path / "logs" / "progress.csv")
+    values = [float(row["learning_rate_value"]) for row in rows]
+    assert values == [1e-3] + [2e-4] * (WHOLE - 1) + [5e-4] * WHOLE
+
+
 def dropping(obs_dim: int, out_dim: int = 1) -> nn.Module:
     return nn.Sequential(nn.Linear(obs_dim, 8), nn.Dropout(0.5), nn.Linear(8, out_dim))
 

@@ -377,6 +377,32 @@ def test_a_loss_that_counts_its_calls_is_called_each_time() -> None:
     torch.testing.assert_close(*messages)
 
 
+class Alternating(Counting):
+    """A loss that depends on whether its calls were odd or even."""
+
+    def __call__(self, actor_critic: ActorCritic, batch: Batch, _: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self.calls = (self.calls + 1) % 2
+        return {"value": actor_critic.value(batch.observations).mean() * (1 + self.calls)}, {}
+
+
+@needs_a_compiler
+def test_a_loss_that_alternates_is_the_one_whose_turn_it_is() -> None:
+    (batch,) = batches_of(BOX, Discrete(2), 1, size=4)
+    messages: list[list[Tensor]] = []
+    for compiler in (Eager(), Compiler(lambda line: None)):
+        objective, flat = parts(mlp, BOX, Discrete(2), Alternating())
+        gradients = Gradients(objective, flat, compiler)
+        messages.append([])
+        for call in range(9):
+            if call == 7:
+                compiler.check_again()  # the next iteration begins
+            flat.message.zero_()
+            gradients.add(batch, {}, NOBODY, 1.0)
+            messages[-1].append(flat.message.clone())
+    for eagerly, compiled in zip(*messages, strict=True):
+        torch.testing.assert_close(eagerly, compiled)
+
+
 def untraceable(actor_critic: ActorCritic, batch: Batch, named: dict[str, Tensor]) -> Any:
     losses, statistics = ppo_losses(actor_critic, batch, named)
     if float(losses["value"].detach()) > 1e9:  # leaves the graph

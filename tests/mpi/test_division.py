@@ -146,6 +146,7 @@ def test_where_networks_cannot_be_divided_one_line_says_why(tmp_path: Path) -> N
         'same(one, other)\nassert other.division == "Undivided"'
         for keywords in CANNOT
     ]
+    each.append('train("auto", train_pi_epochs=0, train_v_epochs=0)')  # nothing to divide
     done = launch("\n".join([SCRIPT, *each]), 2, str(tmp_path), timeout=100)
     assert done.code == 0, done.stderr
     said = re.findall(r"divide_networks: all ranks train both networks \((.*?)\)", " ".join(done.stdout.split()))
@@ -177,3 +178,27 @@ PPO(env_fn=lambda: gymnasium.make("Pendulum-v1"), network_fn=mlp, value_network_
     assert done.code != 0
     assert f"TrainingError: gradient or loss is not finite: rank {rank}, iteration 1" in done.stderr, done.stderr
     assert done.stderr.count("TrainingError") == 1 and done.seconds < 40
+
+
+@pytest.mark.timeout(120)
+def test_who_made_the_last_gradient_of_an_epoch_infinite_is_named(tmp_path: Path) -> None:
+    # By one sample, which is in the second of two updates, and in the next epoch's order in the first.
+    script = """
+class Mark(Hooks):
+    def on_rollout(self, worker, rollout):
+        rollout.extras["mark"] = torch.zeros_like(rollout.rewards)
+        rollout.extras["mark"][1, 0] = np.inf if ranks.rank == 1 else 0.0
+
+
+def broken(actor_critic, batch, coefficients):
+    losses, statistics = ppo_losses(actor_critic, batch, coefficients)
+    log_probs = actor_critic.policy(batch.observations).log_prob(batch.actions)
+    return {**losses, "policy": losses["policy"] + (batch.extras["mark"] * log_probs).mean()}, statistics
+
+
+PPO(env_fn=lambda: gymnasium.make("Pendulum-v1"), network_fn=mlp, value_network_fn=mlp, divide_networks=True,
+    rollout_length_per_worker=16, train_batch_size=8, train_pi_epochs=3, train_v_epochs=3, compile=False,
+    total_steps=1e3, log_directory=directory, save_location=None, loss_fn=broken, hooks=[Mark()])
+"""
+    done = launch(SCRIPT + script, 2, str(tmp_path), timeout=60)
+    assert "TrainingError: gradient or loss is not finite: rank 0, iteration 0" in done.stderr, done.stderr

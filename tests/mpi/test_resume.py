@@ -84,6 +84,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ppo_mpi_base import checkpoint
 from ppo_mpi_base.hooks import Hooks
@@ -109,6 +110,8 @@ class Compare(Hooks):
             starts = worker.ranks.gather_all(rollout.observations[0].numpy())
             assert len(np.unique(np.concatenate(starts), axis=0)) == 2 * worker.ranks.size, "all begin apart"
             assert min(worker.environments.progress()["episodes"]) > used
+            states = worker.ranks.gather_all(torch.get_rng_state().numpy().tobytes())
+            assert len(set(states)) == worker.ranks.size, "ranks would draw the same"
         self.first = False
 
 
