@@ -50,6 +50,7 @@ class Checkpoints:
         self.directory = None if save_location is None else Path(save_location) / "checkpoints"
         self.ranks, self.seconds, self.tell = ranks, seconds, tell
         self._written_at = time.monotonic()
+        self._failed = False
 
     def begin_anew(self) -> None:
         """Move another run's checkpoints and networks out of the way, on rank 0: nobody's results are lost or mixed."""
@@ -79,10 +80,22 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state(worker).items()}
         for rank, arrays in enumerate(local):
             tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
+        self._failed = False
         try:
             self._write(tensors, {**progress(worker), **description(worker)})
         except OSError as error:
-            self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}): training goes on")
+            self._failed = True
+            goes_on = "" if worker.over else ": training goes on"
+            self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}){goes_on}")
+
+    def outlook(self) -> str:
+        """Say what becomes of a run that was stopped, on rank 0."""
+        if not self._failed:
+            return 'resume="auto" continues'
+        found = self.newest()
+        if found is None:
+            return "no checkpoint was written, so there is nothing to continue"
+        return f'resume="auto" continues from {found[0]["total_steps"]:,}'
 
     def _write(self, tensors: dict[str, np.ndarray], described: dict[str, Any]) -> None:
         assert self.directory is not None

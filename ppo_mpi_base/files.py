@@ -21,7 +21,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: dict[Path, bytes]) -> None:
-    """Do so with several files that belong together: where one cannot be written, all stay as they were."""
+    """Do so with several files that belong together: where the disk has no room for one, all stay as they were."""
     beside = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
         for path, content in contents.items():

@@ -70,7 +70,8 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "network": layers.describe(actor_critic.network),
         "gives_value": actor_critic.value_network is None,
     }
-    # The description first: tensors without it could not be loaded, while an older description fits newer tensors.
+    # The description first: tensors without one could not be loaded. A kill between the two leaves older tensors, which
+    # fit it, too.
     text = json.dumps(description, indent=1, default=lambda number: number.item())  # sizes may be NumPy's
     contents = {"json": text.encode(), "safetensors": safetensors.torch.save(tensors)}
     write_together({directory / f"{which}.{ending}": content for ending, content in contents.items()})

@@ -46,7 +46,7 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")
         raise SystemExit(1)
     if worker.interrupted:
-        worker.reports.tell(f'stopped at {worker.total_steps:,} steps; resume="auto" continues')
+        worker.reports.tell(f"stopped at {worker.total_steps:,} steps; {worker.checkpoints.outlook()}")
         raise SystemExit(REQUEUE)
 
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ppo_mpi_base import checkpoint as package
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
@@ -409,6 +411,42 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit)
     assert checkpoint(tmp_path)[0]["total_steps"] == WHOLE * STEPS
 
 
+@pytest.mark.parametrize(
+    "at, outlook",
+    [
+        (1, "no checkpoint was written, so there is nothing to continue"),
+        (HALF, f'resume="auto" continues from {(HALF - 1) * STEPS}'),
+    ],
+)
+def test_a_stopped_run_whose_last_checkpoint_failed_says_what_is_left(tmp_path, capsys, at, outlook):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullAndStopped(Hooks):
+        def on_start(self, worker: Worker) -> None:
+            self.worker = worker
+
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == at:
+                signal.raise_signal(signal.SIGTERM)
+
+        def state(self) -> dict[str, Tensor]:
+            if self.worker.iteration == at:
+                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
+                    logger._tensorboard.flush()  # lest its thread writes in this moment
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+            return {}
+
+        def on_end(self, worker: Worker) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, hooks=[FullAndStopped()], quiet=False)
+    assert left.value.code == REQUEUE
+    lines = capsys.readouterr().out.splitlines()
+    assert f"checkpoint at {at * STEPS} steps failed (File too large)" in lines
+    assert lines[-1] == f"stopped at {at * STEPS} steps; {outlook}"
+
+
 def test_writing_over_a_file_fails_whole(tmp_path):
     path = tmp_path / "file"
     write_whole(path, b"former")
@@ -434,7 +472,7 @@ import torch
 
 from ppo_mpi_base import checkpoint, files
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.ppo import ppo_losses
 from ppo_mpi_base.training import training
 from tests.resuming import keywords
