@@ -471,8 +471,8 @@ from pathlib import Path
 import torch
 
 from ppo_mpi_base import checkpoint, files
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.hooks import Hooks
-from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.ppo import ppo_losses
 from ppo_mpi_base.training import training
 from tests.resuming import keywords
