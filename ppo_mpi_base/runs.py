@@ -123,10 +123,8 @@ def read_run(path: Path, column: str = RETURN) -> Run | None:
     Raises:
         ConfigurationError: the file is no progress.csv, or has no such column.
     """
-    if column != RETURN and column not in (there := _columns(path)):
-        raise ConfigurationError(
-            f"column={column!r}: {path} has {', '.join(there) or 'no columns'}{did_you_mean(column, there)}"
-        )
+    if column != RETURN and (there := _columns(path)) and column not in there:
+        raise ConfigurationError(f"column={column!r}: {path} has {', '.join(there)}{did_you_mean(column, there)}")
     table = read_columns("runs", path, ("total_steps", column), optional=("seconds",))
     steps, values, seconds = table[:, np.isfinite(table[1])]
     if not len(values):

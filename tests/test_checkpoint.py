@@ -589,9 +589,9 @@ def test_no_module_unpickles():
         assert found is None, (path, found)
 
 
-def rates(directory: Path) -> list[float]:
+def rates(directory: Path, network: str = "policy") -> list[float]:
     _, rows = read_progress(directory / "logs" / "progress.csv")
-    return [float(row["learning_rate_policy"]) for row in rows]
+    return [float(row[f"learning_rate_{network}"]) for row in rows]
 
 
 def coefficients(directory: Path) -> dict[str, float]:
@@ -644,9 +644,7 @@ def test_a_rate_that_a_hook_has_set_outlives_another_one_asked_for_anew(tmp_path
     train(tmp_path, vf_lr=1e-3, hooks=[Drop()], **given)
     train(tmp_path, vf_lr=5e-4, total_steps=2 * WHOLE * STEPS, **given)
     assert rates(tmp_path) == [1e-3] + [1e-4] * (2 * WHOLE - 1)
-    _, rows = read_progress(tmp_path / "logs" / "progress.csv")
-    values = [float(row["learning_rate_value"]) for row in rows]
-    assert values == [1e-3] + [2e-4] * (WHOLE - 1) + [5e-4] * WHOLE
+    assert rates(tmp_path, "value") == [1e-3] + [2e-4] * (WHOLE - 1) + [5e-4] * WHOLE
 
 
 def dropping(obs_dim: int, out_dim: int = 1) -> nn.Module:
