@@ -26,6 +26,7 @@ class FlatParameters:
         data: (P,), all parameters.
         message: (P + S,), gradient and statistics.
         gradient, statistics: (P,) and (S,), the message's two parts.
+        parts: the same memory as tensors of their own: each parameter's gradient in its shape, and the statistics.
         host: (P + S,), the message in the host's memory, where ranks reduce it: on a CPU the same memory.
         slices: name -> slice of `data` and `gradient`.
         slice_names: of each parameter, in the order of `parameters()`, the name of its slice.
@@ -64,15 +65,20 @@ class FlatParameters:
         self._attach()
 
     def _attach(self) -> None:
-        # The same memory, but no view: torch.compile takes the size of what gradients are views into for a variable.
-        gradient = torch.empty_like(self.message[:0]).set_(self.message)  # type: ignore[call-overload]
+        self.parts: list[Tensor] = []
         start = 0
         for parameter in self._parameters:
             part = slice(start, start + parameter.numel())
             self.data[part] = parameter.data.reshape(-1)
             parameter.data = self.data[part].view(parameter.shape)
-            parameter.grad = gradient[part].view(parameter.shape)
+            parameter.grad = self._part(start, parameter.shape)
+            self.parts.append(parameter.grad)
             start = part.stop
+        self.parts.append(self._part(start, self.statistics.shape))
+
+    def _part(self, start: int, shape: torch.Size) -> Tensor:
+        # The same memory, but no view: torch.compile takes the size of what a tensor is a view into for a variable.
+        return torch.empty_like(self.message[:0]).set_(self.message.untyped_storage(), start, shape)  # type: ignore[call-overload]
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return each parameter's part of a tensor (P,) in that parameter's shape, in the order of `parameters()`."""

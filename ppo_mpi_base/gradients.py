@@ -164,7 +164,7 @@ class Gradients:
         self._compiler = compiler
         self._names = flat.names(objective)
         self._trained = self._names
-        self._start = 0  # of their gradients in the message
+        self._written = flat.parts  # their gradients, and the statistics
         self._left_out: Callable[[], AbstractContextManager[None]] = nullcontext
         # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
@@ -178,8 +178,9 @@ class Gradients:
         self.objective.others = terms
         # For uncompiled losses: a compiler leaves out by itself what nothing is made of.
         self._left_out = partial(self.objective.actor_critic.idling, *slices) if slices else nullcontext
-        own = [(name, of) for name, of in zip(self._names, self.flat.slice_names, strict=True) if of not in slices]
-        self._trained, self._start = [name for name, _ in own], self.flat.slices[own[0][1]].start
+        own = [k for k, name in enumerate(self.flat.slice_names) if name not in slices]
+        self._trained = [self._names[k] for k in own]
+        self._written = [*(self.flat.parts[k] for k in own), self.flat.parts[-1]]
 
     @torch.no_grad()
     def begin_rollout(self) -> None:
@@ -188,14 +189,20 @@ class Gradients:
         for name, weight in self._weights.items():
             self._cast[name].copy_(weight)
 
-    def add(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str], weight: float) -> None:
-        """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message."""
-        key = (idle, weight, batch.advantages.shape[0], *batch.extras)
+    def add(
+        self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str], weight: float, first: bool = False
+    ) -> None:
+        """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message.
+
+        Where it is an update's first, overwrite what was there: to read zeros and to write them takes time, too.
+        """
+        key = (idle, weight, first, batch.advantages.shape[0], *batch.extras)
         addition = self._additions.get(key)
         if addition is None:
-            addition = self._additions[key] = self._addition(idle, weight, list(batch.extras), list(coefficients))
+            names = list(batch.extras), list(coefficients)
+            addition = self._additions[key] = self._addition(idle, weight, first, *names)
         with torch.no_grad():
-            addition(self.flat.message, self.flat.data, *batch[:-1], *batch.extras.values(), *coefficients.values())
+            addition(*self._written, self.flat.data, *batch[:-1], *batch.extras.values(), *coefficients.values())
 
     def act(self, observations: Tensor, noise: Tensor, out: Sequence[Tensor]) -> None:
         """Sample actions for observations (N, ...); overwrite `out` by them, and by what the environments get.
@@ -215,31 +222,37 @@ class Gradients:
             for x, acted in zip(out, self._acted, strict=True):
                 x.copy_(acted)
 
-    def _addition(self, idle: frozenset[str], weight: float, extras: list[str], coefficients: list[str]) -> InPlace:
-        """Return the function of the message, the parameters and a minibatch's tensors that adds to the message."""
+    def _addition(
+        self, idle: frozenset[str], weight: float, first: bool, extras: list[str], coefficients: list[str]
+    ) -> InPlace:
+        """Return what `add` calls: a function of what is written, of the parameters and of a minibatch's tensors."""
+        trained, count = self._trained, len(self._written)
 
         def arguments(tensors: Sequence[Tensor]) -> tuple[Batch, dict[str, Tensor], frozenset[str]]:
             columns, rest = tensors[: len(Batch._fields) - 1], tensors[len(Batch._fields) - 1 :]
             batch = Batch._make([*columns, dict(zip(extras, rest, strict=False))])
             return batch, dict(zip(coefficients, rest[len(extras) :], strict=True)), idle
 
-        def by_autograd(message: Tensor, data: Tensor, *tensors: Tensor) -> None:
+        def by_autograd(*tensors: Tensor) -> None:
+            if first:
+                self.flat.message.zero_()
             with torch.enable_grad(), self._left_out():
-                total, statistics = self.objective(*arguments(tensors))
+                total, statistics = self.objective(*arguments(tensors[count + 1 :]))
                 (total * weight).backward()
             self.flat.statistics[: len(statistics)].add_(statistics, alpha=weight)
 
-        def traceable(message: Tensor, data: Tensor, *tensors: Tensor) -> None:
-            def total(trained: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-                return functional_call(self.objective, {**parameters, **trained}, arguments(tensors))
+        def traceable(*tensors: Tensor) -> None:
+            *gradient, numbers = tensors[:count]
+            parameters = dict(zip(self._names, self.flat.views(tensors[count]), strict=True))
+
+            def total(own: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+                return functional_call(self.objective, {**parameters, **own}, arguments(tensors[count + 1 :]))
 
             # With respect to each parameter, not to the flat tensor: that would add up one zero-padded gradient each.
-            parameters = dict(zip(self._names, self.flat.views(data), strict=True))
-            trained = {name: parameters[name] for name in self._trained}
-            gradient, statistics = torch.func.grad(total, has_aux=True)(trained)
-            parts = torch.cat([x.reshape(-1) for x in gradient.values()])
-            message[self._start : self._start + len(parts)].add_(parts, alpha=weight)
-            message[len(data) : len(data) + len(statistics)].add_(statistics, alpha=weight)
+            found, statistics = torch.func.grad(total, has_aux=True)({name: parameters[name] for name in trained})
+            sums = [*zip(gradient, found.values(), strict=True), (numbers[: len(statistics)], statistics)]
+            for old, new in sums:
+                old.copy_(new * weight if first else old + new * weight)
 
         return self._compiler(traceable, "the losses run", by_autograd)
 

@@ -50,7 +50,7 @@ def check_finite(worker: Worker) -> None:
 
 def raise_not_finite(learner: Learner) -> None:
     """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
-    learner.flat.message.zero_()
+    learner.begin_update(learner.update)
     for batch in learner.update:
         learner.backward(batch)
     finite = learner.ranks.gather_all(bool(learner.flat.message.isfinite().all()))

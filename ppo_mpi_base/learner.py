@@ -126,7 +126,7 @@ class Learner:
                     return
                 self.idle = idle
                 update = batches[start : start + config.grad_accum]
-                self._begin_update(update)
+                self.begin_update(update)
                 yield update
                 if self.not_finite:  # now: the memory of this update's samples still holds them
                     return
@@ -160,17 +160,18 @@ class Learner:
         """Return whether nothing is left to train: no slice, or no loss for those that are."""
         return idle.issuperset(self.flat.slices) or idle.issuperset(self.loss_names)
 
-    def _begin_update(self, update: list[Batch]) -> None:
-        self.update = update
-        self.flat.message.zero_()
+    def begin_update(self, update: list[Batch]) -> None:
+        """Let the next `backward` be the first of these minibatches'."""
+        self.update, self._first = update, True
         samples = sum(batch.advantages.shape[0] for batch in update)
         self._per_sample = 1 / (samples * self.division.team.size)
 
     def backward(self, minibatch: Batch) -> None:
-        """Add this rank's share of a minibatch's mean gradient and statistics to the flat message."""
+        """Add this rank's share of a minibatch's mean gradient and statistics to the update's, in the flat message."""
         started = time.perf_counter()
         weight = minibatch.advantages.shape[0] * self._per_sample
-        self.gradients.add(minibatch, self.coefficients, self.idle, weight)
+        self.gradients.add(minibatch, self.coefficients, self.idle, weight, self._first)
+        self._first = False
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def allreduce(self) -> dict[str, float]:

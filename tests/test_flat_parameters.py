@@ -64,6 +64,8 @@ def test_gradients_accumulate_in_the_message() -> None:
     assert torch.equal(flat.message[: len(wanted)], flat.gradient) and not flat.statistics.any()
     flat.statistics.fill_(5.0)
     assert flat.message[-2:].tolist() == [5.0, 5.0] and flat.attached()
+    assert torch.equal(torch.cat([part.flatten() for part in flat.parts]), flat.message)
+    assert not any(part._is_view() for part in flat.parts), "which would be compiled for any size"
     flat.message.zero_()
     assert all(not p.grad.any() for p in flat.parameters())  # type: ignore[union-attr]
 

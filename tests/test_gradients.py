@@ -81,20 +81,22 @@ class Weighted(Hooks):
         return {**losses, "small": self.weight * actor_critic.value(batch.observations).square().mean()}
 
 
-def test_eager_gradients_are_autograds() -> None:
+@needs_a_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_each_update_are_autograds(compiled: bool) -> None:
     objective, flat = parts(mlp, BOX, Box(-1, 1, (2,)))
     first, second = batches_of(BOX, Box(-1, 1, (2,)), 2)
-    gradients = eager(objective, flat)
-    gradients.add(first, coefficients(), NOBODY, 0.25)
-    gradients.add(second, coefficients(), NOBODY, 0.75)
-    wanted, numbers = torch.zeros_like(flat.gradient), torch.zeros(STATISTICS)
-    for batch, weight in ((first, 0.25), (second, 0.75)):
-        losses, statistics = ppo_losses(objective.actor_critic, batch, coefficients())
-        found = torch.autograd.grad(losses["policy"] + losses["value"], flat.parameters())
-        wanted += weight * torch.cat([g.flatten() for g in found])
-        numbers[:5] += weight * torch.stack([*losses.values(), *statistics.values()]).detach()
-    torch.testing.assert_close(flat.gradient, wanted)
-    torch.testing.assert_close(flat.statistics, numbers)
+    gradients = Gradients(objective, flat, Compiler(pytest.fail) if compiled else Eager())
+    for batches in ((first, second), (second, first), (first,)):
+        wanted, numbers = torch.zeros_like(flat.gradient), torch.zeros(STATISTICS)
+        for batch, weight in zip(batches, (0.25, 0.75), strict=False):
+            gradients.add(batch, coefficients(), NOBODY, weight, first=batch is batches[0])
+            losses, statistics = ppo_losses(objective.actor_critic, batch, coefficients())
+            found = torch.autograd.grad(losses["policy"] + losses["value"], flat.parameters())
+            wanted += weight * torch.cat([g.flatten() for g in found])
+            numbers[:5] += weight * torch.stack([*losses.values(), *statistics.values()]).detach()
+        torch.testing.assert_close(flat.gradient, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(flat.statistics, numbers, rtol=1e-4, atol=1e-6)
     assert flat.attached()
     assert list(objective.terms(first, coefficients())[1])[:2] == ["policy_loss", "value_loss"]
 
@@ -328,7 +330,7 @@ def test_a_number_from_outside_that_changes_is_noticed_in_the_next_iteration(wha
         (addition,) = gradients._additions.values()
         torch.compiler.set_stance("fail_on_recompile")
         with torch.no_grad(), pytest.raises(RuntimeError, match="recompile"):
-            addition._checked(numbers.flat.message, numbers.flat.data, *numbers.batch[:-1])  # type: ignore[attr-defined]
+            addition._checked(*numbers.flat.parts, numbers.flat.data, *numbers.batch[:-1])  # type: ignore[attr-defined]
     finally:
         torch.compiler.set_stance("default")
         numbers.change(what, before)
