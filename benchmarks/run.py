@@ -23,9 +23,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.peers import PEERS, ROOT, install, python_of
 from benchmarks.results import launcher
+from ppo_mpi_base.threads import processor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ROOT / "runs" / "bench"
@@ -226,7 +231,7 @@ def write(directory: Path, measured: Rounds, median: Mapping[str, Figures], rows
         writer.writeheader()
         writer.writerows(rows)
     facts = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
         "instructions": _instructions(),
         "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy", "mpi4py")},
         "peers": PEERS,
@@ -255,16 +260,15 @@ def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (bars, text) = plt.subplots(1, 2, figsize=(15, 4.8), layout="constrained", width_ratios=[1.1, 1])
     order = sorted(median, key=lambda name: median[name]["steps_per_second"])
-    for place, name in enumerate(order):
-        ours = ALL[name].label.startswith("ours")
-        bars.barh(place, median[name]["steps_per_second"], color="tab:blue" if ours else "0.75")
-        speeds = [figures["steps_per_second"] for figures in measured[name] if figures]
-        bars.plot(speeds, [place] * len(speeds), "k.", markersize=3)
-    bars.set_yticks(range(len(order)), [ALL[name].label for name in order])
-    bars.set_xlabel("steps/s on two cores; of HalfCheetah where it does not say Pong")
-    bars.spines[["top", "right"]].set_visible(False)
+    of_pong = [[name for name in order if name.startswith("pong") is pong] for pong in (False, True)]
+    tasks = {task: names for task, names in zip(("HalfCheetah", "Pong"), of_pong, strict=True) if names}
+    figure = plt.figure(figsize=(15, 5.2), layout="constrained")
+    heights = [len(names) + 1 for names in tasks.values()]
+    grid = figure.add_gridspec(len(tasks), 2, width_ratios=[1.1, 1], height_ratios=heights)
+    for place, (task, names) in enumerate(tasks.items()):
+        _draw_bars(figure.add_subplot(grid[place, 0]), task, names, measured, median)
+    text = figure.add_subplot(grid[:, 1])
     text.axis("off")
     if rows:
         cells = [[row["comparison"], row["ratio"], row["target"], row["reached"]] for row in rows]
@@ -282,6 +286,18 @@ def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list
         for (_, column), cell in drawn.get_celld().items():
             cell.PAD = 0.1 if column else 0.02  # a share of the column's width, and the first is wide
     figure.savefig(path, dpi=150)
+
+
+def _draw_bars(axes: Axes, task: str, names: list[str], measured: Rounds, median: Mapping[str, Figures]) -> None:
+    """Draw the bars of a task, whose speeds have a scale of their own."""
+    for place, name in enumerate(names):
+        ours = ALL[name].label.startswith("ours")
+        axes.barh(place, median[name]["steps_per_second"], color="tab:blue" if ours else "0.75")
+        speeds = [figures["steps_per_second"] for figures in measured[name] if figures]
+        axes.plot(speeds, [place] * len(speeds), "k.", markersize=3)
+    axes.set_yticks(range(len(names)), [ALL[name].label for name in names])
+    axes.set_xlabel(f"{task}, steps/s on two cores")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from ppo_mpi_base.threads import core_share
 try:
     import ale_py
 except ImportError as missing:
-    raise ImportError("Atari games need more packages: pip install 'ppo_mpi_base[atari]'") from missing
+    raise ImportError("Atari games need more packages: pip install -e '.[atari]' in this package's clone") from missing
 
 gymnasium.register_envs(ale_py)
 

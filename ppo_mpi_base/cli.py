@@ -19,7 +19,7 @@ try:
     import tyro
     from tyro.conf import Positional, arg
 except ModuleNotFoundError as missing:
-    raise SystemExit(f"ppo-mpi: {missing.name} is missing: pip install 'ppo_mpi_base[cli]'") from missing
+    raise SystemExit(f"ppo-mpi: {missing.name} is missing: pip install -e '.[cli]' in its clone") from missing
 
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.builders import checked_together

@@ -85,8 +85,8 @@ def plot_runs(
 
     The band is the 95% bootstrap interval over seeds; a single seed has none. Lines and bands cover the stretch that
     all seeds of the group have. With more than one task that all groups have, a last panel shows the interquartile mean
-    over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have; of other
-    columns than returns there is none.
+    over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have. There
+    is none of other columns than returns, and none where that would be less than half of the longest.
 
     Args:
         groups: for each line, a path as `runs.find_runs` takes it, or several.
@@ -110,7 +110,7 @@ def plot_runs(
     read = read_groups(groups, column)
     tasks = list(dict.fromkeys(task for runs in read for task in runs))
     shared = [task for task in tasks if all(task in runs for runs in read)]
-    over_tasks = len(shared) > 1 and column in RETURNS
+    over_tasks = len(shared) > 1 and column in RETURNS and _alike_long(read, shared, axis)
     panels = len(tasks) + over_tasks
     rows, columns = math.ceil(panels / COLUMNS), min(panels, COLUMNS)
     with open_figure((4.5, 3.2) if panels == 1 else (2.5 * columns, 0.6 + 2.2 * rows)) as figure:
@@ -127,6 +127,13 @@ def plot_runs(
         draw_legend(figure, names, [[len(seeds) for seeds in runs.values()] for runs in read])
         draw_note(figure, OF_RETURNS + LINES if column == RETURN else LINES, over_tasks, references)
         return save_png_and_svg(figure, without_ending(output, WRITTEN))
+
+
+def _alike_long(read: Sequence[dict[str, list[Run]]], tasks: Sequence[str], axis: Literal["steps", "time"]) -> bool:
+    """Say whether each group's longest run is at most twice as long as its shortest, over these tasks."""
+    of_groups = [[run for task in tasks for run in runs[task]] for runs in read]
+    ends = [[(run.steps if axis == "steps" else run.seconds)[-1] for run in runs] for runs in of_groups]
+    return not any(max(group) > 2 * min(group) for group in ends)
 
 
 def _draw_all_tasks(

@@ -75,7 +75,7 @@ def test_without_tyro_one_line_says_what_to_install() -> None:
     hidden = "import sys; sys.modules['tyro'] = None; import ppo_mpi_base.cli"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "ppo-mpi: tyro is missing: pip install 'ppo_mpi_base[cli]'\n"
+    assert done.stderr == "ppo-mpi: tyro is missing: pip install -e '.[cli]' in its clone\n"
 
 
 def test_a_wrong_value_leaves_a_former_runs_file_alone(trained: Path) -> None:

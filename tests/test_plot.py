@@ -231,6 +231,15 @@ def test_a_shorter_run_ends_the_line(tmp_path):
     assert np.ptp(short[:, 0]) == pytest.approx(np.ptp(whole[:, 0]) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("rows, drawn", [(3, True), (4, False)])
+def test_tasks_of_very_different_lengths_have_no_panel_of_all(tmp_path, rows, drawn):
+    write_run(tmp_path / "Hopper-v5" / "progress.csv", [0.0, 1.0])
+    write_run(tmp_path / "Walker2d-v5" / "progress.csv", [0.0] * rows)
+    found = texts(plot_runs([tmp_path], tmp_path / "curves")[1].read_text())
+    assert ("IQM of 2 tasks" in found) is drawn
+    assert any("ormalized" in text for text in found) is drawn
+
+
 def test_any_column_is_drawn_without_the_rows_that_have_no_number_there(tmp_path):
     for task, kls in (("Hopper-v5", [0.01, 0.03]), ("Walker2d-v5", [0.02, 0.02])):
         (tmp_path / task).mkdir()
