@@ -115,6 +115,8 @@ class Learner:
         samples = rollout.samples()
         self._know_losses(samples.split(config.minibatch_size)[0])
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
+        for name in self.division.idle:  # where the last iteration left others' gradients, which no update overwrites
+            self.flat.gradient[self.flat.slices[name]].zero_()
         shared = self.division.share(samples, orders, config.minibatch_size, self.reports.seconds)
         for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
             if self._over(self._idle(epoch)):
