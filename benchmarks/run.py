@@ -322,6 +322,8 @@ def main() -> None:
                 speed = found["steps_per_second"]
                 print(f"round {number} of {arguments.rounds}  {ALL[name].label:46}{speed:9.0f} steps/s", flush=True)
     median = medians(measured)
+    if not median:
+        sys.exit("nothing was measured")
     rows = table(measured)
     show(median, rows)
     # What was measured in part does not take the place of the whole.

@@ -48,12 +48,19 @@ class Compiler(Eager):
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
+        self._told: set[str] = set()
         self._made: list[_Compiled] = []
 
     def __call__(self, function: InPlace, what: str, uncompiled: InPlace | None = None) -> InPlace:
         """Return the function, which is compiled at its first call. `what` stands in the line: "... uncompiled"."""
-        self._made.append(_Compiled(function, uncompiled or function, what, self._tell))
+        self._made.append(_Compiled(function, uncompiled or function, what, self._tell_once))
         return self._made[-1]
+
+    def _tell_once(self, line: str) -> None:
+        """Tell a line that others of its functions, such as the one for minibatches of another size, have not told."""
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
 
     def check_again(self) -> None:
         """Let each function's next call notice what has changed outside its tensors, such as a number of a hook's."""

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 
 class FlatParameters:
-    """Make every parameter a view into one contiguous tensor, and every gradient a view into another.
+    """Give all parameters the memory of one contiguous tensor, and all gradients that of another.
 
     A minibatch then costs one reduction over ranks, whose message is the gradient's own memory with a few statistics at
-    its tail, and one optimizer step on one tensor. Never call a module's `zero_grad()`: it would cut the views.
+    its tail, and one optimizer step on one tensor. Never call a module's `zero_grad()`: it would cut them off.
 
     Args:
         slices: name -> the parameters of that slice, each with its own learning rate and norm limit. A parameter that
@@ -96,7 +96,7 @@ class FlatParameters:
         return [names[id(parameter)] for parameter in self._parameters]
 
     def attached(self) -> bool:
-        """Say whether all parameters and gradients still are views into the two tensors."""
+        """Say whether all parameters and gradients still have the memory of the two tensors."""
         size, at, gradient_at = self.data.element_size(), self.data.data_ptr(), self.message.data_ptr()
         for parameter in self._parameters:
             if parameter.grad is None or parameter.data_ptr() != at or parameter.grad.data_ptr() != gradient_at:

@@ -101,7 +101,8 @@ class Learner:
     def updates(self, rollout: Rollout) -> Iterator[list[Batch]]:
         """Yield the minibatches of each update: all epochs, until the KL stop has ended them.
 
-        An update is made of `grad_accum` minibatches; the last of an epoch of what is left.
+        An update is made of `grad_accum` minibatches; the last of an epoch of what is left. The first `backward` of an
+        update overwrites the flat gradient, others add to it.
         """
         config, n = self.config, self.config.environments_per_rank
         epochs = range(max(self.epochs[name] for name in self.flat.slices))

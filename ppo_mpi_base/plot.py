@@ -86,7 +86,7 @@ def plot_runs(
     The band is the 95% bootstrap interval over seeds; a single seed has none. Lines and bands cover the stretch that
     all seeds of the group have. With more than one task that all groups have, a last panel shows the interquartile mean
     over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have. There
-    is none of other columns than returns, and none where that would be less than half of the longest.
+    is none of other columns than returns, and none where that stretch is less than half of a task's own.
 
     Args:
         groups: for each line, a path as `runs.find_runs` takes it, or several.
@@ -130,10 +130,13 @@ def plot_runs(
 
 
 def _alike_long(read: Sequence[dict[str, list[Run]]], tasks: Sequence[str], axis: Literal["steps", "time"]) -> bool:
-    """Say whether each group's longest run is at most twice as long as its shortest, over these tasks."""
-    of_groups = [[run for task in tasks for run in runs[task]] for runs in read]
-    ends = [[(run.steps if axis == "steps" else run.seconds)[-1] for run in runs] for runs in of_groups]
-    return not any(max(group) > 2 * min(group) for group in ends)
+    """Say whether each group's shortest stretch of these tasks is at least half as long as its longest."""
+
+    def end(runs: list[Run]) -> float:
+        return min(float((run.steps if axis == "steps" else run.seconds)[-1]) for run in runs)
+
+    ends = [[end(runs[task]) for task in tasks] for runs in read]
+    return not any(2 * min(group) < max(group) for group in ends)
 
 
 def _draw_all_tasks(

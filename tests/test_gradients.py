@@ -81,8 +81,7 @@ class Weighted(Hooks):
         return {**losses, "small": self.weight * actor_critic.value(batch.observations).square().mean()}
 
 
-@needs_a_compiler
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_a_compiler)])
 def test_gradients_of_each_update_are_autograds(compiled: bool) -> None:
     objective, flat = parts(mlp, BOX, Box(-1, 1, (2,)))
     first, second = batches_of(BOX, Box(-1, 1, (2,)), 2)
@@ -101,10 +100,13 @@ def test_gradients_of_each_update_are_autograds(compiled: bool) -> None:
     assert list(objective.terms(first, coefficients())[1])[:2] == ["policy_loss", "value_loss"]
 
 
-def test_idle_losses_are_reported_but_train_nothing() -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_a_compiler)])
+def test_idle_losses_are_reported_but_train_nothing(compiled: bool) -> None:
     objective, flat = parts(mlp, BOX, Discrete(3))
     (batch,) = batches_of(BOX, Discrete(3), 1)
-    eager(objective, flat).add(batch, coefficients(), frozenset({"policy"}), 1.0)
+    gradients = Gradients(objective, flat, Compiler(pytest.fail) if compiled else Eager())
+    gradients.add(batch, coefficients(), NOBODY, 1.0, first=True)
+    gradients.add(batch, coefficients(), frozenset({"policy"}), 1.0, first=True)
     assert not flat.gradient[flat.slices["policy"]].any() and flat.gradient[flat.slices["value"]].any()
     assert flat.statistics[:5].all()
 
@@ -419,10 +421,10 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
     objective, flat = parts(mlp, BOX, Discrete(3), untraceable)
     twin, twin_flat = parts(mlp, BOX, Discrete(3), untraceable)
     compiled, as_written = Gradients(objective, flat, Compiler(told.append)), eager(twin, twin_flat)
-    for batch in batches:
-        compiled.add(batch, coefficients(), NOBODY, 0.5)
-        as_written.add(batch, coefficients(), NOBODY, 0.5)
-    # All three, the first one included, once each.
+    for k, batch in enumerate(batches):
+        compiled.add(batch, coefficients(), NOBODY, 0.5, first=k == 0)
+        as_written.add(batch, coefficients(), NOBODY, 0.5, first=k == 0)
+    # All three, the first one included, once each; and one line for both functions, that for the first and the other.
     torch.testing.assert_close(flat.message, twin_flat.message)
     assert len(told) == 1 and told[0].startswith("compile: the losses run uncompiled (") and "\n" not in told[0]
     assert flat.attached()

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.contestants.ours import Setting, keywords, seconds_per_message
 from ppo_mpi_base.config import Config
+from ppo_mpi_base.learner import Learner
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.ppo import ppo_losses
 from ppo_mpi_base.rollout import Batch, Rollout, gae, minibatch_order
@@ -58,13 +59,19 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
         "inference": inference,
         "iteration": statistics.median(between_updates(worker, inference, next(drawn)) for _ in range(ITERATIONS)),
         "environments": microseconds(lambda: worker.environments.step(next(actions), out), seconds),
-        "minibatch": microseconds(lambda: worker.learner.backward(update[0]), seconds),
+        "minibatch": microseconds(lambda: gradient(worker.learner, update), seconds),
         "shuffle": microseconds(lambda: next(epochs), seconds) / samples,  # per sample
         "message": 1e6 * seconds_per_message(worker, worker.learner.division.team),
         "optimizer": microseconds(lambda: worker.learner.step(reduced), seconds),  # last: it spoils the networks
         "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),
         "parameters": worker.flat.data.numel(),
     }
+
+
+def gradient(learner: Learner, update: list[Batch]) -> None:
+    """Compute the gradient of an update's first minibatch, as training does."""
+    learner.begin_update(update)
+    learner.backward(update[0])
 
 
 def share(worker: Worker, rollout: Rollout, order: np.ndarray) -> tuple[Batch, list[np.ndarray]]:

@@ -48,6 +48,8 @@ class Recorder(Hooks):
 
     def on_iteration(self, worker, statistics):
         self.division = type(worker.learner.division).__name__
+        additions = worker.learner.gradients._additions.values()
+        self.fell_back = [addition for addition in additions if getattr(addition, "_failed", False)]
         adam = worker.learner.optimizer
         arrays = [worker.flat.data, worker.flat.gradient, adam.first_moment, adam.second_moment]
         self.state = [x.numpy().copy() for x in arrays] + [adam.steps.copy()]
@@ -115,6 +117,7 @@ def same(one, other):
 def same_divided_or_not(divide=True, **keywords):
     undivided, divided = train(False, **keywords), train(divide, **keywords)
     assert (undivided.division, divided.division) == ("Undivided", "Divided")
+    assert not undivided.fell_back and not divided.fell_back
     same(undivided, divided)
 
 
