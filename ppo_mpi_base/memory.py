@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Memory for large arrays: in huge pages and, once freed, kept by the process for the next array of that size."""
+"""Memory that is freed stays with the process, for the next array of that size."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 LARGEST_KEPT = 2**25
 """Bytes of an array whose memory is kept; the most that glibc allows."""
 MOST_KEPT = 2**29
 """Bytes that may lie unused."""
-
-
-def use_huge_pages() -> None:
-    """Let torch ask Linux for pages of 2 MiB, rather than of 4 KiB, for tensors of at least that size.
-
-    Torch looks at the variable when it makes its first tensor, and never again: so this is called when the package is
-    imported, and a script that has made tensors before gets none. Where the user set the variable, it stays.
-    """
-    if HUGE_PAGES.exists():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> None:
@@ -37,6 +25,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
-
-
-use_huge_pages()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Huge pages, and freed memory that stays: what Linux and glibc say, each of a process of its own."""
+"""Freed memory stays with the process: what glibc says, in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,38 +10,7 @@ import sys
 
 import pytest
 
-from ppo_mpi_base.memory import HUGE_PAGES
-
-needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-on_request = pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="Linux gives no huge pages on request"
-)
-
-FILLS = """
-import re, sys
-from pathlib import Path
-
-import torch
-
-if "before" in sys.argv:
-    torch.zeros(1)
-import ppo_mpi_base.ppo
-large = torch.ones(2**24)  # 64 MiB
-print(re.search(r"AnonHugePages: *([0-9]+)", Path("/proc/self/smaps_rollup").read_text())[1])
-"""
-
-
-@on_request
-@pytest.mark.parametrize(
-    ("arguments", "variables", "huge"),
-    [([], {}, True), ([], {"THP_MEM_ALLOC_ENABLE": "0"}, False), (["before"], {}, False)],
-)
-def test_large_tensors_are_in_huge_pages(arguments: list[str], variables: dict[str, str], huge: bool) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    command = [sys.executable, "-c", FILLS, *arguments]
-    done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) > 2**13) is huge, "KiB"
-
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 
 ALLOCATES = """
 import ctypes, sys
@@ -71,7 +40,6 @@ def asked_for_and_kept(*arguments: str, **variables: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
-@needs_glibc
 def test_freed_memory_is_kept() -> None:
     asked, kept = asked_for_and_kept("keep")
     assert asked < 28 and kept >= 4 * 28
@@ -79,7 +47,6 @@ def test_freed_memory_is_kept() -> None:
     assert asked >= 4 * 28 and kept < 28
 
 
-@needs_glibc
 @pytest.mark.parametrize("setting", [{"MALLOC_TRIM_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
 def test_the_users_own_setting_wins(setting: dict[str, str]) -> None:
     asked, kept = asked_for_and_kept("keep", **setting)
