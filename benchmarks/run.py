@@ -261,8 +261,9 @@ def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list
     from matplotlib import pyplot as plt
 
     order = sorted(median, key=lambda name: median[name]["steps_per_second"])
-    of_pong = [[name for name in order if name.startswith("pong") is pong] for pong in (False, True)]
-    tasks = {task: names for task, names in zip(("HalfCheetah", "Pong"), of_pong, strict=True) if names}
+    pong = [name for name in order if name.startswith("pong")]
+    others = [name for name in order if name not in pong]
+    tasks = {task: names for task, names in (("HalfCheetah", others), ("Pong", pong)) if names}
     figure = plt.figure(figsize=(15, 5.2), layout="constrained")
     heights = [len(names) + 1 for names in tasks.values()]
     grid = figure.add_gridspec(len(tasks), 2, width_ratios=[1.1, 1], height_ratios=heights)

@@ -131,11 +131,7 @@ def plot_runs(
 
 def _alike_long(read: Sequence[dict[str, list[Run]]], tasks: Sequence[str], axis: Literal["steps", "time"]) -> bool:
     """Say whether each group's shortest stretch of these tasks is at least half as long as its longest."""
-
-    def end(runs: list[Run]) -> float:
-        return min(float((run.steps if axis == "steps" else run.seconds)[-1]) for run in runs)
-
-    ends = [[end(runs[task]) for task in tasks] for runs in read]
+    ends = [[min(_positions(run, axis)[-1] for run in runs[task]) for task in tasks] for runs in read]
     return not any(2 * min(group) < max(group) for group in ends)
 
 
@@ -242,13 +238,15 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Where it was measured (points,), the value there, and the interval (2, points), NaN where there is none."""
 
 
+def _positions(run: Run, axis: str) -> np.ndarray:
+    return run.steps if axis == "steps" else run.seconds
+
+
 def _on_grid(runs: Sequence[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     for run in runs:
         if axis == "time" and np.isnan(run.seconds).any():
             raise ConfigurationError(f"axis='time' needs the column seconds, which {run.path} lacks: choose 'steps'")
-    grid, values = on_common_grid(
-        [run.steps if axis == "steps" else run.seconds for run in runs], [run.values for run in runs], POINTS
-    )
+    grid, values = on_common_grid([_positions(run, axis) for run in runs], [run.values for run in runs], POINTS)
     if not len(grid):
         paths = ", ".join(str(run.path) for run in runs)
         warnings.warn(f"no curve is drawn: no stretch of {axis} is covered by all of {paths}", stacklevel=2)
