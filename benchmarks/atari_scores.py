@@ -47,7 +47,7 @@ class Game:
 # Pong's score is near the highest possible, the others are the paper's after 10M steps. To come there within 3M steps
 # takes more updates, and towards the end fewer actions that are there for exploration alone. Breakout gets more updates
 # too. Space Invaders has the paper's 3 epochs (its table 5) and fewer steps, by which Seaquest ended below the paper's
-# score: it never came up for air. It has Pong's setting.
+# score, as if it never came up for air. So Seaquest has Pong's setting.
 GAMES = {
     "Pong": Game(3_000_000, 3, 20.0, rate=3e-4, minibatch=128, entropy_coef=0.02, anneal_entropy_coef=True),
     "Breakout": Game(10_000_000, 1, 274.8, rate=3e-4, minibatch=128),
