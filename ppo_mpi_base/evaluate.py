@@ -22,6 +22,7 @@ from ppo_mpi_base.builders import build_environment, checked_together
 from ppo_mpi_base.config import Count, CountOrZero, checked
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
+from ppo_mpi_base.failing import About, meet
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.mpi import Communicator, world
 from ppo_mpi_base.parts import with_rows
@@ -162,7 +163,9 @@ def evaluate(
         ConfigurationError: an argument, or what `env_fn` builds, does not fit; on all ranks.
         TrainingError: an environment's observation or reward has the wrong shape or is not finite; on all ranks.
     """
-    ranks = world() if ranks is None else ranks
+    if ranks is None:
+        ranks = world()
+        meet(About.EVALUATING)
     arguments = {
         "env_fn": (env_fn, Callable[..., gymnasium.Env]),
         "env_kwargs": (env_kwargs, dict[str, Any] | None),

@@ -10,8 +10,11 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from enum import IntEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, last_words
 from ppo_mpi_base.launchers import is_child, launched
@@ -104,6 +107,39 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
         _end_all_ranks(error)
 
 
+class About(IntEnum):
+    """What a rank is about to do, and cannot without the others."""
+
+    LEAVING = 0
+    COUNTING = 1
+    TRAINING = 2
+    EVALUATING = 3
+
+
+_CALLS = {About.COUNTING: "world()", About.TRAINING: "PPO()", About.EVALUATING: "evaluate()"}
+
+
+def meet(about: About) -> None:
+    """Wait until each rank is about to do something, and go on if it is the same. Collective: call on all ranks.
+
+    Raises:
+        ConfigurationError: another rank is about to do something else, or to leave: this one would wait for ever.
+    """
+    if MPI is not None and not _all_are(about):
+        raise ConfigurationError(
+            f"{_CALLS[about]} is called on rank {MPI.COMM_WORLD.rank}, but another rank ends, or calls something else: "
+            "call it on all ranks, so not under `if rank == 0`"
+        )
+
+
+def _all_are(about: About) -> bool:
+    extremes = np.array([about, -about])
+    everyone = MPI.COMM_WORLD.Iallreduce(MPI.IN_PLACE, extremes, MPI.MIN)
+    while not everyone.Test():  # not Wait, which spins on a core that another rank may still use
+        time.sleep(0.01)
+    return bool(extremes[0] == -extremes[1])
+
+
 _exit_status: object = None
 
 
@@ -131,10 +167,9 @@ def _at_exit() -> None:
         _flush_stdout()
         time.sleep(_DRAIN)
         MPI.COMM_WORLD.Abort(_exit_status if isinstance(_exit_status, int) else 1)
-    # Wait here, not in Finalize: it spins on a core that rank 0 may still use, and chokes on a failing rank's message.
-    everyone = MPI.COMM_WORLD.Ibarrier()
-    while not everyone.Test():
-        time.sleep(0.01)
+    # Wait here, not in Finalize, which chokes on a failing rank's message.
+    while not _all_are(About.LEAVING):
+        pass  # another rank has been told that this one leaves, and may go on without it
     MPI.Finalize()
 
 

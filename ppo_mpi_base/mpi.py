@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
-from ppo_mpi_base.failing import MPI
+from ppo_mpi_base.failing import MPI, About, meet
 from ppo_mpi_base.watch import NOTES, Watch
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ class Communicator:
 @cache
 def world() -> Communicator:
     """Return the communicator of all ranks, always the same one. Collective: call on all ranks, the first time."""
+    meet(About.COUNTING)
     return Communicator(None if MPI is None else MPI.COMM_WORLD.Dup())
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ppo_mpi_base import builders
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
-from ppo_mpi_base.failing import fail_together, forget_exit
+from ppo_mpi_base.failing import About, fail_together, forget_exit, meet
 from ppo_mpi_base.gradients import LossFunction
 from ppo_mpi_base.interruption import REQUEUE, SAME_REQUEST, Interruption
 from ppo_mpi_base.mpi import world
@@ -27,6 +27,7 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     ranks = world()
     forget_exit()
     with fail_together(ranks), ExitStack() as held:
+        meet(About.TRAINING)
         builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
         held.enter_context(ranks.watched(config.stall_seconds))
         interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline))

@@ -245,6 +245,58 @@ def test_an_exit_that_was_caught_does_not_count_once_training_has_begun(tmp_path
     assert (done.code, done.stdout.count("ended well")) == (0, 2), done.stderr
 
 
+ALONE = """
+import sys
+
+import gymnasium
+
+from ppo_mpi_base.evaluate import evaluate
+from ppo_mpi_base.mpi import world
+from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.ppo import PPO
+
+
+def env_fn():
+    return gymnasium.make("CartPole-v1")
+
+
+def train():
+    PPO(total_steps=128, env_fn=env_fn, network_fn=mlp, value_network_fn=mlp, rollout_length_per_worker=32, quiet=True,
+        log_directory=sys.argv[1], save_location=sys.argv[1])
+
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "call", "rank"),
+    [
+        ("if world().is_root: train()", "PPO()", 0),
+        ("if not world().is_root: train()", "PPO()", 1),
+        ("train()\nif world().is_root: evaluate(sys.argv[1], env_fn, episodes=1)", "evaluate()", 0),
+        ("from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 0: world()", "world()", 0),
+    ],
+)
+def test_a_call_without_all_ranks_is_told_and_does_not_wait(tmp_path: Path, body: str, call: str, rank: int) -> None:
+    done = launch(ALONE + body, 3, str(tmp_path))
+    assert done.code != 0
+    assert done.stderr.count(f"ConfigurationError: {call} is called on rank {rank}, but another rank ends") == 1
+
+
+def test_ranks_that_call_different_things_are_told(tmp_path: Path) -> None:
+    body = "train()\nif world().rank == 1: train()\nelse: evaluate(sys.argv[1], env_fn, episodes=1)"
+    done = launch(ALONE + body, 2, str(tmp_path))
+    assert done.code != 0
+    assert done.stderr.count("ConfigurationError: evaluate() is called on rank 0, but another rank ends") == 1
+    assert "on rank 1" not in done.stderr
+
+
+def test_one_that_has_caught_it_leaves_with_the_others(tmp_path: Path) -> None:
+    body = "try:\n    if world().is_root: evaluate(sys.argv[1], env_fn)\nexcept ValueError:\n    pass"
+    done = launch(ALONE + body, 2, str(tmp_path))
+    assert (done.code, done.stderr) == (0, "")
+
+
 def test_the_last_lines_are_not_lost() -> None:
     body = "    print(f'printed on {rank};', end='')\n    if rank == 2: fail('x' * 5000)\n    wait()"
     done = launch(START + "with fail_together(communicator):\n" + body, 4)
