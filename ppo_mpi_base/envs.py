@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import add
 from typing import Any, NamedTuple
 
@@ -229,7 +229,7 @@ class Environments:
         """Close all environments."""
         self._stepper.close()
 
-    def _statistics(self, ended: Iterable[int], late: list[int], reports: dict[int, Episode]) -> list[Episode]:
+    def _statistics(self, ended: dict[int, bool], late: list[int], reports: dict[int, Episode]) -> list[Episode]:
         """Return the episodes that ended, some of them only because they were late, as counted here or as reported.
 
         Those that were cut short of `max_ep_len` are left out.
@@ -242,10 +242,13 @@ class Environments:
             counted = Episode(self._returns[i], self._clock - self._starts[i], i)
             report = reports.pop(i, None)
             # A report that is too short has lost steps: RecordEpisodeStatistics around a vector environment forgets
-            # those of all environments when one is reset. And no wrapper knows that max_ep_len ends an episode.
+            # those of all environments when one is reset. And no wrapper knows that max_ep_len ends an episode, or
+            # that a time limit around it does.
             if report is not None and report.length >= counted.length:
                 episodes.append(report)
             elif report is not None or i in late or i not in self._reporting:
+                episodes.append(counted)
+            elif not ended[i] and self._stepper.begun_anew(i):
                 episodes.append(counted)
         return episodes + list(reports.values())
 

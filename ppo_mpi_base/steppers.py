@@ -154,15 +154,20 @@ class Loop:
     def _begin(self, i: int, out: np.ndarray) -> dict[str, Any]:
         """Begin the next episode of an environment, from a seed of its own; return what its reset says."""
         environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
-        if episode == 0:
-            observation, info = environment.reset(seed=first_seed(self.seed, g))
+        if episode == 0 or not isinstance(environment.unwrapped.np_random, np.random.Generator):
+            observation, info = environment.reset(seed=first_seed(self.seed, g, episode))
         else:
-            # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps.
+            # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps. Some have
+            # other random numbers than Gymnasium's, as those of dm_control through Shimmy.
             environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
             observation, info = environment.reset()
         self.next_episode[i] += 1
         out[i] = self.fit(i, observation)
         return info
+
+    def begun_anew(self, i: int) -> bool:
+        """Return whether an environment's recorded game is over already, unreported: never before `restart`."""
+        return False
 
     def close(self) -> None:
         """Close what it steps."""
@@ -221,7 +226,7 @@ class Vector:
         """Begin the next episodes of some environments now, rather than with the step that comes next.
 
         Return the games that ended so, as far as they were recorded, if not reported with the reset. (Of one that a
-        wrapper around RecordEpisodeStatistics ends under SAME_STEP nothing is left to return.)
+        wrapper around RecordEpisodeStatistics ends under SAME_STEP nothing is left to return: see `begun_anew`.)
         """
         games = self._games()
         mask = np.zeros(len(out), dtype=bool)
@@ -238,6 +243,10 @@ class Vector:
         now = self._games()
         cut = {i: game for i, game in games.items() if now[i].length < game.length}
         return {**cut, **_vector_reports(infos)}
+
+    def begun_anew(self, i: int) -> bool:
+        """Return whether an environment's recorded game is over already, unreported, and the next one has begun."""
+        return self.same_step and self.recorded and self._games()[i].length == 0
 
     def _games(self) -> dict[int, Episode]:
         """Return what the environments' RecordEpisodeStatistics have counted of the games so far; none without them."""

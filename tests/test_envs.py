@@ -533,6 +533,34 @@ class TestSeeds:
         assert first_observations(rank(way([make] * 4), 1, 2)) == runs[1, 2] + runs[1, 4]
         assert first_observations(rank([make(), make()], 1, 4)) == runs[1, 4]
 
+    def test_reach_environments_with_other_random_numbers_than_gymnasiums(self):
+        """As those of dm_control through Shimmy, whose np_random is a RandomState."""
+
+        class Old(ScriptedEnv):
+            @property
+            def np_random(self):
+                return self.random
+
+            def reset(self, *, seed=None, options=None):
+                if seed is not None:
+                    self.random = np.random.RandomState(seed)
+                observation, info = super().reset(options=options)
+                self.g = self.np_random.randn()
+                return observation, info
+
+        def episodes(seed: int) -> list[float]:
+            environment, out = Old(horizon=1), np.zeros((1, 4), np.float32)
+            environments = rank([environment], seed)
+            environments.reset(out)
+            found = []
+            for action in box_actions(3, 1):
+                environments.step(action, out)
+                found.append(environment.g)
+            return found
+
+        assert len({*episodes(0), *episodes(1)}) == 6
+        assert episodes(0) == episodes(0)
+
     def test_are_positive_32_bit_integers(self):
         seeds = [first_seed(seed, g) for seed in (0, 1, 2**40) for g in range(100)]
         assert all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)
@@ -797,7 +825,7 @@ def test_a_choice_that_its_space_does_not_have_is_refused(name: str) -> None:
     environments.close()
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if "same step" not in name])
+@pytest.mark.parametrize("name", WAYS)
 def test_what_a_limit_around_the_recorder_ends_counts_too(name: str) -> None:
     """Else only episodes that the task itself ends would count once one of them was reported."""
     horizons = (3, 100, 100, 4, 100)
