@@ -21,7 +21,7 @@ from torch import Tensor
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
 from ppo_mpi_base.mpi import Communicator
-from ppo_mpi_base.saved_policy import describe_space
+from ppo_mpi_base.saved_policy import describe_space, saved_at
 from ppo_mpi_base.seeding import restore_torch, seed_torch, torch_states
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ class Checkpoints:
             reports = found[0]["reports"]
             reports["saved_return"] = float("nan")
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there are none
-                saved = json.loads((self.directory.parent / "best.json").read_bytes())
+                best = self.directory.parent / "best.safetensors"
+                if not (saved := saved_at(best.read_bytes())):  # by an earlier version
+                    saved = json.loads(best.with_suffix(".json").read_bytes())
                 reports["saved_return"] = float(saved["episode_return"])
                 if saved["total_steps"] > found[0]["total_steps"] and reports["best_return"] is not None:
                     reports["best_return"] = max(reports["best_return"], saved["episode_return"])

@@ -23,6 +23,8 @@ from ppo_mpi_base.parts import Parts
 from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observation_dim
 
 FORMAT = 1
+WHEN = "saved_at"
+"""Under which the file of the tensors says after how many steps, and with which mean return, they were saved."""
 
 
 class SavedPolicy(NamedTuple):
@@ -56,10 +58,10 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
     directory = Path(config.save_location or ".")
     # Copies: two names of one tensor, as where both networks share layers, would be refused.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in actor_critic.state_dict().items()}
+    when = {"total_steps": total_steps, "episode_return": episode_return if np.isfinite(episode_return) else None}
     description = {
         "format": FORMAT,
-        "total_steps": total_steps,
-        "episode_return": episode_return if np.isfinite(episode_return) else None,
+        **when,
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "observation_space": describe_space(actor_critic.observation_space),
         "action_space": describe_space(actor_critic.action_space),
@@ -71,9 +73,9 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "gives_value": actor_critic.value_network is None,
     }
     # The description first: tensors without one could not be loaded. A kill between the two leaves older tensors, which
-    # fit it, too.
+    # fit it, too, and say themselves when they were saved.
     text = json.dumps(description, indent=1, default=lambda number: number.item())  # sizes may be NumPy's
-    contents = {"json": text.encode(), "safetensors": safetensors.torch.save(tensors)}
+    contents = {"json": text.encode(), "safetensors": safetensors.torch.save(tensors, {WHEN: json.dumps(when)})}
     write_together({directory / f"{which}.{ending}": content for ending, content in contents.items()})
 
 
@@ -207,17 +209,32 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
     path = directory / which
     try:
         description = json.loads((directory / f"{which}.json").read_bytes())
-        tensors = safetensors.torch.load((directory / f"{which}.safetensors").read_bytes())
-    except FileNotFoundError as error:
+        content = (directory / f"{which}.safetensors").read_bytes()
+        tensors, when = safetensors.torch.load(content), saved_at(content)
+    except (FileNotFoundError, NotADirectoryError) as error:
         inside = directory / "saved_model"
         hint = f"did you mean {inside}?" if inside.is_dir() else "was a policy saved there?"
+        hint = f"give the directory, {directory.parent}" if directory.is_file() else hint
         raise ConfigurationError(f"load_policy: there is no {error.filename}: {hint}") from error
+    except OSError as error:
+        raise ConfigurationError(f"load_policy: {error.filename} cannot be read ({error.strerror})") from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise ConfigurationError(f"load_policy: {path}.json or .safetensors is damaged: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise ConfigurationError(f"load_policy: {path}.json has format {found!r}, and this version reads {FORMAT}")
-    return description, tensors
+    return {**description, **when}, tensors
+
+
+def saved_at(content: bytes) -> dict[str, Any]:
+    """Return `total_steps` and `episode_return` of the networks in a file; nothing of one by an earlier version.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    length = int.from_bytes(content[:8], "little")  # safetensors reads metadata from files only
+    header = json.loads(content[8 : 8 + length])
+    return dict(json.loads(header.get("__metadata__", {}).get(WHEN, "{}")))
 
 
 def describe_space(space: gymnasium.Space) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv
@@ -32,6 +33,7 @@ from ppo_mpi_base.logger import read_progress
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.rollout import Rollout, gae
+from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.worker import Result, Worker
 from tests.mpi.launch import run
 from tests.resuming import HALF, TASKS, WHOLE, N, T, checkpoint, differences, keywords, newest
@@ -659,14 +661,36 @@ def test_a_resumed_run_draws_the_random_numbers_that_its_networks_would_have_dra
     assert differences(tmp_path / "whole", tmp_path / "halves") == []
 
 
-def test_better_networks_than_the_checkpoints_are_not_replaced_by_worse(tmp_path):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_better_networks_than_the_checkpoints_are_not_replaced_by_worse(tmp_path, earlier):
     half(tmp_path)
-    saved = tmp_path / "saved" / "best.json"
-    facts = json.loads(saved.read_text())
-    saved.write_text(json.dumps({**facts, "total_steps": HALF * STEPS + 1, "episode_return": 1e6}))
-    networks = (tmp_path / "saved" / "best.safetensors").read_bytes()
+    saved = tmp_path / "saved" / "best.safetensors"
+    when = {"total_steps": HALF * STEPS + 1, "episode_return": 1e6}
+    if earlier:  # by a version that wrote it into the JSON file alone
+        saved.write_bytes(safetensors.numpy.save(safetensors.numpy.load(saved.read_bytes())))
+        facts = json.loads(saved.with_suffix(".json").read_text())
+        saved.with_suffix(".json").write_text(json.dumps({**facts, **when}))
+    else:
+        tensors = safetensors.numpy.load(saved.read_bytes())
+        saved.write_bytes(safetensors.numpy.save(tensors, {"saved_at": json.dumps(when)}))
+    networks = saved.read_bytes()
     assert train(tmp_path).best_return == 1e6
-    assert (tmp_path / "saved" / "best.safetensors").read_bytes() == networks
+    assert saved.read_bytes() == networks
+
+
+def test_a_kill_between_the_two_files_of_the_best_networks_leaves_no_trace(tmp_path):
+    """The JSON file is of networks that are not there yet, and none as good would ever be saved."""
+    train(tmp_path / "whole", hooks=[Watch()])
+    half(tmp_path / "halves")
+    best = tmp_path / "halves" / "saved" / "best.json"
+    facts = json.loads(best.read_text())
+    best.write_text(json.dumps({**facts, "total_steps": HALF * STEPS + 1, "episode_return": 1e6}))
+    loaded = load_actor_critic(best.parent)
+    assert (loaded.total_steps, loaded.episode_return) == (facts["total_steps"], facts["episode_return"])
+    train(tmp_path / "halves", hooks=[Watch()])
+    assert differences(tmp_path / "whole", tmp_path / "halves") == []
+    whole = tmp_path / "whole" / "saved" / "best.safetensors"
+    assert best.with_suffix(".safetensors").read_bytes() == whole.read_bytes()
 
 
 def test_best_networks_that_are_missing_are_saved_again(tmp_path):
