@@ -42,6 +42,9 @@ class Checkpoints:
         ranks: the run's.
         seconds: time between two checkpoints.
         tell: gets a line where a checkpoint is damaged or could not be written.
+
+    Attributes:
+        failed: whether the last one could not be written.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Checkpoints:
         self.directory = None if save_location is None else Path(save_location) / "checkpoints"
         self.ranks, self.seconds, self.tell = ranks, seconds, tell
         self._written_at = time.monotonic()
-        self._failed = False
+        self.failed = False
 
     def begin_anew(self) -> None:
         """Move another run's checkpoints and networks out of the way, on rank 0: nobody's results are lost or mixed."""
@@ -75,24 +78,27 @@ class Checkpoints:
         if self.directory is None:
             return
         local = self.ranks.gather_all(local_state(worker))
-        if not self.ranks.is_root:
-            return
+        failed = self.ranks.is_root and not self._saved(worker, local)
+        self.failed = self.ranks.max(float(failed)) > 0
+
+    def _saved(self, worker: Worker, local: list[dict[str, np.ndarray]]) -> bool:
+        """Write a checkpoint, on rank 0, given the `local_state` of each rank; return whether it is on the disk."""
         tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state(worker).items()}
         for rank, arrays in enumerate(local):
             tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
-        self._failed = False
         try:
             self._write(tensors, {**progress(worker), **description(worker)})
         except OSError as error:
-            self._failed = True
             goes_on = "" if worker.over else ": training goes on"
             self.tell(f"checkpoint at {worker.total_steps:,} steps failed ({error.strerror}){goes_on}")
+            return False
+        return True
 
     def outlook(self) -> str:
-        """Say what becomes of a run that was stopped, on rank 0."""
-        if not self._failed:
+        """Say what becomes of a run that was stopped, or whose end could not be written, on rank 0."""
+        if not self.failed:
             return 'resume="auto" continues'
-        found = self.newest()
+        found = self.newest() if self.ranks.is_root else None
         if found is None:
             return "no checkpoint was written, so there is nothing to continue"
         return f'resume="auto" continues from {found[0]["total_steps"]:,}'
@@ -121,7 +127,7 @@ class Checkpoints:
         """Return the newest whole checkpoint, or None; damaged ones are told and passed over.
 
         Raises:
-            ConfigurationError: the newest was written by a newer version of this package.
+            ConfigurationError: the newest was written by a newer version of this package, or cannot be read now.
         """
         for path in self.found:
             try:
@@ -129,6 +135,11 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
                 if isinstance(error, ConfigurationError):
                     raise
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise ConfigurationError(
+                        f"resume: checkpoint {path} cannot be read ({error.strerror}), and may be whole: mend that, "
+                        "or choose another save_location"
+                    ) from error
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
         return None
 

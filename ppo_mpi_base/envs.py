@@ -246,9 +246,13 @@ class Environments:
             # that a time limit around it does.
             if report is not None and report.length >= counted.length:
                 episodes.append(report)
-            elif report is not None or i in late or i not in self._reporting:
-                episodes.append(counted)
-            elif not ended[i] and self._stepper.begun_anew(i):
+            elif (
+                report is not None
+                or i in late
+                or i not in self._reporting
+                or not ended[i]
+                and self._stepper.begun_anew(i)
+            ):
                 episodes.append(counted)
         return episodes + list(reports.values())
 

@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     from ppo_mpi_base.worker import Worker
 
 
-def check_states(hooks: Sequence[Hooks]) -> None:
-    """Raise `ConfigurationError` where a hook's state is not what a checkpoint can keep and fill again."""
+States = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""What hooks' states are called, with their shapes and dtypes."""
+
+
+def states(hooks: Sequence[Hooks]) -> States:
+    """Return what hooks' states look like now."""
+    named = {f"{type(hook).__name__}.state: {name!r}": x for hook in hooks for name, x in hook.state().items()}
+    return {name: (tuple(x.shape), x.dtype) for name, x in named.items()}
+
+
+def checked_states(hooks: Sequence[Hooks]) -> States:
+    """Return what hooks' states look like.
+
+    Raises:
+        ConfigurationError: one is not what a checkpoint can keep and fill again.
+    """
     for hook in hooks:
         state: Any = hook.state()
         if not isinstance(state, dict):
@@ -32,10 +46,27 @@ def check_states(hooks: Sequence[Hooks]) -> None:
             of = f"{type(hook).__name__}.state: {name!r}"
             if not isinstance(x, Tensor):
                 raise ConfigurationError(f"{of} must be a tensor, not {type(x).__name__}")
-            if x.dtype == torch.bfloat16:
-                raise ConfigurationError(f"{of} must be of a dtype that NumPy has, not {x.dtype}")
+            if x.dtype == torch.bfloat16 or x.dtype.is_complex:
+                raise ConfigurationError(f"{of} must be of a dtype that NumPy and safetensors have, not {x.dtype}")
             if x.numel() and x.data_ptr() != hook.state()[name].data_ptr():
                 raise ConfigurationError(f"{of} is another tensor in each call: a resumed run could not fill it")
+    return states(hooks)
+
+
+def check_states_kept(worker: Worker) -> None:
+    """Raise `ConfigurationError` where a hook's state has become another one, into which none can be resumed."""
+    now = states(worker.config.hooks)
+    for name in dict.fromkeys([*worker.hook_states, *now]):
+        first, found = worker.hook_states.get(name), now.get(name)
+        if first != found:
+            raise ConfigurationError(
+                f"{name} was {_shown(first)} at the start and is {_shown(found)} in iteration {worker.iteration}: it "
+                "must stay as it is, or a resumed run could not fill it"
+            )
+
+
+def _shown(state: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "missing" if state is None else f"{state[1]} {state[0]}"
 
 
 def check_finite(worker: Worker) -> None:

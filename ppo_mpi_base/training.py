@@ -38,7 +38,7 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
             _close_for_a_while(worker.environments)
             raise
         else:
-            worker.environments.close()
+            _close(worker)
             if worker.interrupted and (interruption.signalled or ranks.size > 1):
                 time.sleep(SAME_REQUEST)  # the same signal may still be on its way, to this rank or others
         finally:
@@ -49,6 +49,17 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
     if worker.interrupted:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; {worker.checkpoints.outlook()}")
         raise SystemExit(REQUEUE)
+    if worker.checkpoints.failed:
+        worker.reports.tell_failure(f"the end of the run is not on the disk; {worker.checkpoints.outlook()}")
+        raise SystemExit(1)
+
+
+def _close(worker: Worker) -> None:
+    """Close environments; those that do not are told, and cost the run neither its end nor its exit status."""
+    try:
+        worker.environments.close()
+    except Exception as error:  # such as of processes that the signal to this one has ended, too
+        worker.reports.tell_failure(f"environments did not close ({type(error).__name__}: {error})")
 
 
 def _close_for_a_while(environments: Environments) -> None:

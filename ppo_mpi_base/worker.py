@@ -31,7 +31,7 @@ from ppo_mpi_base.storage import Storage
 SAVE_EVERY = 10
 """Iterations between two writings of the latest networks."""
 COMPARE_EVERY = 10
-"""Iterations between two comparisons of the parameters over ranks."""
+"""Iterations between two comparisons of the parameters over ranks, and of hooks' states with what they were."""
 SAVE, END, INTERRUPT = 1.0, 2.0, 3.0
 """What a rank wants after an iteration: a checkpoint, the end of the run, its end as one to be continued."""
 
@@ -66,6 +66,7 @@ class Worker:
         flat: their parameters and gradients.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
         steps_per_iteration: agent steps over all ranks.
+        hook_states: what the hooks' states look like.
         over: whether no iteration follows: `total_steps` are done, or `end` was called, or the run was interrupted.
         interrupted: whether a signal or `max_seconds` ends the run before its time, so that it should be continued.
         reports: the last 100 episodes and where the time goes.
@@ -125,7 +126,7 @@ class Worker:
         self.learner.broadcast_parameters()
         for hook in config.hooks:
             hook.on_start(self)
-        together(ranks, lambda: health.check_states(config.hooks))
+        self.hook_states = together(ranks, lambda: health.checked_states(config.hooks))
         # Networks were built from equal random numbers; from here on each rank draws its own.
         seed_torch(config.seed, self.first_global_index)
         if not (config.resume == "auto" and self.checkpoints.restore(self)):
@@ -221,8 +222,9 @@ class Worker:
         if config.save_location is not None and self.ranks.is_root and (self.over or self.iteration % SAVE_EVERY == 0):
             self._save_policy("latest")
         self.storage.start_next()
-        if self.iteration % COMPARE_EVERY == 0:
+        if self.iteration % COMPARE_EVERY == 0 or self.over:
             health.check_in_step(self)
+            health.check_states_kept(self)
         if to_save:
             self.checkpoints.save(self)
 

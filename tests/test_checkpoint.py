@@ -264,6 +264,18 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_continued(tmp_path, 
     assert len(list((tmp_path / "saved" / "checkpoints").iterdir())) == 2 * package.KEPT, "nothing is left behind"
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_left_behind(tmp_path, run_of_half, suffix):
+    shutil.copytree(run_of_half, tmp_path, dirs_exist_ok=True)
+    unreadable = newest(tmp_path).with_suffix(suffix)
+    unreadable.unlink()
+    unreadable.mkdir()  # what root, too, cannot read
+    left = sorted(path.name for path in unreadable.parent.iterdir())
+    with pytest.raises(ConfigurationError, match=r"resume: checkpoint .* cannot be read \(Is a directory\)"):
+        train(tmp_path)
+    assert sorted(path.name for path in unreadable.parent.iterdir()) == left
+
+
 def test_every_flipped_bit_of_a_description_is_noticed_or_harmless(run_of_half):
     path = newest(run_of_half)
     content = path.read_bytes()
@@ -447,6 +459,31 @@ def test_a_stopped_run_whose_last_checkpoint_failed_says_what_is_left(tmp_path, 
     lines = capsys.readouterr().out.splitlines()
     assert f"checkpoint at {at * STEPS} steps failed (File too large)" in lines
     assert lines[-1] == f"stopped at {at * STEPS} steps; {outlook}"
+
+
+def test_a_run_whose_end_could_not_be_written_does_not_end_well(tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullAtTheEnd(Hooks):
+        def on_start(self, worker: Worker) -> None:
+            self.worker = worker
+
+        def state(self) -> dict[str, Tensor]:
+            if self.worker.iteration == WHOLE:
+                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
+                    logger._tensorboard.flush()  # lest its thread writes in this moment
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+            return {}
+
+        def on_end(self, worker: Worker) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, hooks=[FullAtTheEnd()], quiet=False)
+    assert left.value.code == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f'the end of the run is not on the disk; resume="auto" continues from {(WHOLE - 1) * STEPS}'
+    assert train(tmp_path).total_steps == WHOLE * STEPS
 
 
 def test_writing_over_a_file_fails_whole(tmp_path):

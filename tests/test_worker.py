@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO, ppo_losses
 from ppo_mpi_base.rollout import Rollout
@@ -791,6 +792,18 @@ def test_an_error_is_told_though_environments_do_not_close(tmp_path: Path, monke
     assert time.monotonic() - began < 5
 
 
+def test_environments_that_do_not_close_take_no_result_away(tmp_path: Path, capsys: Any) -> None:
+    class Stuck(ScriptedEnv):
+        def close(self) -> None:
+            raise BrokenPipeError("its process has gone")
+
+    assert train(tmp_path, env_fn=Stuck).total_steps == 64
+    assert "environments did not close (BrokenPipeError: its process has gone)" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, env_fn=Stuck, total_steps=10**9, max_seconds=0.1, save_location=str(tmp_path))
+    assert left.value.code == REQUEUE
+
+
 class Auxiliary(nn.Module):
     """A network that notes a loss of its own in training."""
 
@@ -819,10 +832,11 @@ def test_losses_are_looked_at_as_they_are_in_training(tmp_path: Path) -> None:
     [
         ([], "Mine.state must return a dict of tensors"),
         ({"x": 3}, "Mine.state: 'x' must be a tensor, not int"),
-        ({"x": torch.zeros(2, dtype=torch.bfloat16)}, "Mine.state: 'x' must be of a dtype that NumPy has"),
+        ({"x": torch.zeros(2, dtype=torch.bfloat16)}, "Mine.state: 'x' must be of a dtype that NumPy and safetensors"),
+        ({"x": torch.zeros(2, dtype=torch.complex64)}, "Mine.state: 'x' must be of a dtype that NumPy and safetensors"),
         (None, "Mine.state: 'x' is another tensor in each call"),
     ],
-    ids=["list", "number", "bfloat16", "new"],
+    ids=["list", "number", "bfloat16", "complex", "new"],
 )
 def test_a_state_that_no_checkpoint_could_keep_is_told_at_once(tmp_path: Path, state: Any, text: str) -> None:
     class Mine(Hooks):
@@ -832,6 +846,28 @@ def test_a_state_that_no_checkpoint_could_keep_is_told_at_once(tmp_path: Path, s
             return {"x": self.kept.clone()} if state is None else state
 
     with pytest.raises(ConfigurationError, match=text):
+        train(tmp_path, hooks=[Mine()])
+
+
+@pytest.mark.parametrize(
+    ("grown", "text"),
+    [
+        ({"x": torch.zeros(1)}, r"'x' was torch.float32 \(0,\) at the start and is torch.float32 \(1,\) in iteration"),
+        ({"x": torch.zeros(0), "y": torch.zeros(1)}, r"'y' was missing at the start and is torch.float32 \(1,\)"),
+        ({}, r"'x' was torch.float32 \(0,\) at the start and is missing"),
+    ],
+)
+def test_a_state_that_could_not_be_filled_again_is_told(tmp_path: Path, grown: dict[str, Tensor], text: str) -> None:
+    class Mine(Hooks):
+        kept: dict[str, Tensor] = {"x": torch.zeros(0)}
+
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.kept = grown
+
+        def state(self) -> dict[str, Tensor]:
+            return self.kept
+
+    with pytest.raises(ConfigurationError, match="Mine.state: " + text):
         train(tmp_path, hooks=[Mine()])
 
 
