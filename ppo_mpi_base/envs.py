@@ -234,6 +234,10 @@ class Environments:
 
         Those that were cut short of `max_ep_len` are left out.
         """
+
+        def cut(i: int) -> bool:
+            return not ended[i] and self._stepper.begun_anew(i)
+
         self._reporting.update(reports)
         episodes = []
         for i in ended:
@@ -246,13 +250,7 @@ class Environments:
             # that a time limit around it does.
             if report is not None and report.length >= counted.length:
                 episodes.append(report)
-            elif (
-                report is not None
-                or i in late
-                or i not in self._reporting
-                or not ended[i]
-                and self._stepper.begun_anew(i)
-            ):
+            elif report is not None or i not in self._reporting or i in late or cut(i):
                 episodes.append(counted)
         return episodes + list(reports.values())
 
