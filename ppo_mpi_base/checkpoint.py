@@ -63,9 +63,7 @@ class Checkpoints:
                 *sorted(self.directory.parent.glob("best.*")),
                 *self.directory.parent.glob("latest.*"),
             ]
-            for path in former:
-                if path.exists() and path.name.count(".") < 2:  # not what was moved already
-                    set_aside(path)
+            set_aside(*(path for path in former if path.name.count(".") < 2))  # not what was moved already
 
     @property
     def due(self) -> bool:

@@ -121,10 +121,18 @@ def _let_go_in_child() -> None:
 os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def set_aside(path: Path) -> None:
-    """Rename a file or directory to the first free one of name.1.ending, name.2.ending, ...: nothing is lost."""
-    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    path.rename(next(name for name in names if not name.exists()))
+def set_aside(*paths: Path) -> None:
+    """Rename those files and directories that exist to name.1.ending, or name.2.ending, ...: nothing is lost.
+
+    The number is the first that is free for all of them, so that what belongs together keeps the same.
+    """
+    for number in itertools.count(1):
+        names = [path.with_name(f"{path.stem}.{number}{path.suffix}") for path in paths]
+        if not any(name.exists() for name in names):
+            break
+    for path, name in zip(paths, names, strict=True):
+        if path.exists():
+            path.rename(name)
 
 
 def make_directory(argument: str, path: str) -> None:

@@ -28,6 +28,8 @@ from ppo_mpi_base.errors import ConfigurationError, last_words
 from ppo_mpi_base.files import set_aside, write_whole
 
 LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
+PROGRESS = "progress.csv"
+OF_A_RUN = PROGRESS, "settings.json", "learning_curve.png"
 LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
 PLAIN_INTERVAL = 5.0  # seconds between two printed lines where there is no terminal
 
@@ -35,8 +37,8 @@ PLAIN_INTERVAL = 5.0  # seconds between two printed lines where there is no term
 class Logger:
     """Write each row of numbers to progress.csv, to TensorBoard and to the console; for rank 0 only.
 
-    A former run's progress.csv in the same directory is renamed to progress.1.csv, progress.2.csv, ..., and TensorBoard
-    no longer shows that run: the directory always shows one run.
+    A former run's files in the same directory are renamed to progress.1.csv, settings.1.json, ..., and TensorBoard no
+    longer shows that run: the directory always shows one run.
 
     Args:
         log_directory: made where it is missing; gets progress.csv and TensorBoard's event files.
@@ -59,7 +61,9 @@ class Logger:
         directory = Path(log_directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._csv = _CsvFile(directory / "progress.csv", resume_from_steps)
+            if resume_from_steps is None:
+                _set_former_run_aside(directory)
+            self._csv = _CsvFile(directory / PROGRESS, resume_from_steps)
             # TensorBoard then hides what earlier runs in this directory wrote from this step on.
             purge_step = 0 if resume_from_steps is None else resume_from_steps + 1
             self._tensorboard: SummaryWriter | None = _open_tensorboard(directory, purge_step)
@@ -120,6 +124,13 @@ class Logger:
                 self._tensorboard.close()
 
 
+def _set_former_run_aside(directory: Path) -> None:
+    progress = directory / PROGRESS
+    if progress.exists() and progress.stat().st_size == 0:
+        progress.unlink()  # of a run that came to no row
+    set_aside(*(directory / name for name in OF_A_RUN))
+
+
 def read_progress(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
     """Read a progress.csv, also while a run writes it.
 
@@ -139,11 +150,8 @@ class _CsvFile:
     def __init__(self, path: Path, resume_from_steps: int | None) -> None:
         columns: list[str] = []
         rows: list[dict[str, str]] = []
-        if path.exists() and path.stat().st_size > 0:
-            if resume_from_steps is None:
-                set_aside(path)
-            else:
-                columns, rows = _read_up_to(path, resume_from_steps)
+        if resume_from_steps is not None and path.exists() and path.stat().st_size > 0:
+            columns, rows = _read_up_to(path, resume_from_steps)
         self._path = path
         self._unwritten: list[Mapping[str, float]] = []
         self._rewrite(columns, rows)

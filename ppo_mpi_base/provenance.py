@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_mpi_base.config import Config
-from ppo_mpi_base.files import set_aside, write_whole
+from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.threads import processor
 
 NAME = "settings.json"
@@ -31,7 +31,7 @@ OWN = frozenset({"seed", "log_directory", "save_location", "resume", "quiet", "m
 def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) -> None:
     """Write what a run is made of, on rank 0. One that goes on keeps what it was made of before, in a list `before`.
 
-    A former run's file is set aside, as settings.1.json and so on.
+    A former run's file is aside already, see `Logger`.
     """
     path = directory / NAME
     before: list[Any] = []
@@ -39,8 +39,6 @@ def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) ->
         with contextlib.suppress(ValueError, AttributeError):  # damaged: nothing that could be kept
             former = json.loads(path.read_bytes())
             before = [*former.pop("before", []), former]
-    elif path.exists():
-        set_aside(path)
     written = {"keywords": plain_keywords(config), **facts(ranks), **({"before": before} if before else {})}
     write_whole(path, json.dumps(written, indent=1, default=str).encode())
 

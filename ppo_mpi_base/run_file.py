@@ -48,27 +48,27 @@ class KeepRunFile(Hooks):
         if self._kept or not worker.ranks.is_root:
             return
         self._kept = True
-        goes_on = worker.iteration > 0  # "resume" may have found no checkpoint
-        before: list[dict[str, Any]] = []
-        if self.path.exists():
-            if goes_on and same(self.path, self.settings):
-                before = _beginnings(self.path)
-            else:
-                set_aside(self.path)
-        made = () if goes_on else OUTPUTS
-        for path in map(self.path.with_name, made):
-            if path.exists():
-                set_aside(path)
+        try:
+            self._write(worker.ranks.size, goes_on=worker.iteration > 0)  # "resume" may have found no checkpoint
+        except OSError as error:
+            worker.reports.tell_failure(f"{self.path} could not be written ({error.strerror}): training goes on")
+
+    def _write(self, ranks: int, goes_on: bool) -> None:
+        same_run = goes_on and self.path.exists() and same(self.path, self.settings)
+        before = _beginnings(self.path) if same_run else []
         # Without "resume": it is to start the same run, not to go on with this one.
-        write(self.path, {**self.settings, "resume": False}, worker.ranks.size, before)
+        text = document({**self.settings, "resume": False}, ranks, before)
+        if not same_run:  # only now: git has taken its time, and a run without its file is hard to go on with
+            set_aside(self.path, *([] if goes_on else map(self.path.with_name, OUTPUTS)))
+        write_whole(self.path, text.encode())
 
 
-def write(path: Path, settings: dict[str, Any], ranks: int, before: Sequence[dict[str, Any]] = ()) -> None:
-    """Write settings and facts, whole or not at all; on rank 0 only. `before`: facts of the processes before this."""
+def document(settings: dict[str, Any], ranks: int, before: Sequence[dict[str, Any]] = ()) -> str:
+    """Return the text of a run's file: settings, and facts of this process after those of the ones before it."""
     written = {name: NONE if value is None else _without_none(value) for name, value in settings.items()}
     header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
     told = {**facts(ranks), **({"before": list(before)} if before else {})}
-    write_whole(path, (header + tomli_w.dumps({**written, FACTS: told})).encode())
+    return header + tomli_w.dumps({**written, FACTS: told})
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from ppo_mpi_base import files
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.files import hold, make_directory, write_together, write_whole
+from ppo_mpi_base.files import hold, make_directory, set_aside, write_together, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -34,6 +34,19 @@ def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError):
         write_together({first: b"c", tmp_path / "missing" / "second": b"d"})
     assert first.read_bytes() == b"a" and sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_what_belongs_together_is_set_aside_under_one_number(tmp_path: Path) -> None:
+    for content, *present in (("first", "a.csv", "b.json"), ("second", "b.json"), ("third", "a.csv", "b.json")):
+        for name in present:
+            (tmp_path / name).write_text(content)
+        set_aside(tmp_path / "a.csv", tmp_path / "b.json")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    of_first, of_third = (
+        {f"{name}.{k}.{ending}": text for name, ending in (("a", "csv"), ("b", "json"))}
+        for k, text in ((1, "first"), (3, "third"))
+    )
+    assert found == {**of_first, "b.2.json": "second", **of_third}
 
 
 HOLDING = """

@@ -66,7 +66,7 @@ def test_words_become_what_the_keywords_want() -> None:
 def test_a_file_gives_back_every_setting(tmp_path: Path) -> None:
     nested = '{"x": {"y": 1.5, "z": null}, "list": [null, 1], "mode": "none"}'
     chosen = parsed("CartPole-v1", "--pi-grad-clip", "None", "--env-kwargs", nested, "--resume", "auto")
-    run_file.write(tmp_path / "run.toml", chosen, ranks=2)
+    (tmp_path / "run.toml").write_text(run_file.document(chosen, ranks=2))
     again = settings.for_run(str(tmp_path / "run.toml"), 2)
     read = tyro.cli(settings.flags(again), args=[str(tmp_path / "run.toml")])
     assert {**dataclasses.asdict(read), "env_id": again["env_id"]} == chosen

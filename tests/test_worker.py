@@ -749,8 +749,11 @@ def test_where_no_loss_is_left_the_iteration_is_over(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_drawn_takes_no_result_away(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "logs" / "learning_curve.png").mkdir(parents=True)
-    assert train(tmp_path).total_steps == 64
+    class InItsPlace(Hooks):
+        def on_end(self, worker: Worker) -> None:
+            (tmp_path / "logs" / "learning_curve.png").mkdir()
+
+    assert train(tmp_path, hooks=[InItsPlace()]).total_steps == 64
     assert "the learning curve could not be drawn" in capsys.readouterr().err
 
 
