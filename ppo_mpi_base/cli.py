@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ranks = world()
     ended: SystemExit | None = None
     with fail_together(ranks):
+        if given[:1] == ["train"]:
+            settings.check_flags(given)
         defaults = settings.for_run(_named(given), ranks.size, settings.env_kwargs_of(given))
         if ranks.is_root:
             _tell_other_ranks(_named(given), ranks.size)

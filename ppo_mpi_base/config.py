@@ -47,6 +47,14 @@ Fraction = Annotated[float, Range(0, 1)]
 Finite = Annotated[float, Range(-1e30, 1e30)]
 COEFFICIENTS = ("clip_ratio", "entropy_coef", "value_coef", "value_clip_ratio")
 """Keywords that loss functions read by name, beside those of `loss_coefficients`."""
+TAKES = {
+    "loss_fn": ("actor_critic", "batch", "coefficients"),
+    "advantage_fn": ("rollout", "gamma", "lam"),
+    "external_update_callback": (),
+    "rollout_interception_callback": ("steps",),
+    "state_processing_hook": ("observation",),
+}
+"""Keywords that are functions of the user's -> what these get."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,8 @@ class Config:
     """Discount factor. Usual: 0.98 to 0.999."""
     lam: Fraction = 0.95
     """Lambda of the generalized advantage estimate. Usual: 0.9 to 0.98."""
+    standardize_advantages: bool = True
+    """Shift and scale the advantages of a rollout to mean 0 and standard deviation 1 over all ranks."""
     clip_ratio: Positive = 0.2
     """Epsilon of the clipped surrogate objective: how far the ratio may profit from leaving 1. Usual: 0.1 to 0.3."""
     value_clip_ratio: Positive | None = None
@@ -221,12 +231,16 @@ class Config:
             raise ConfigurationError(
                 "obs_space_override describes what state_processing_hook returns, and that is missing"
             )
-        if self.loss_fn is not None:
-            check_takes("loss_fn", self.loss_fn, "actor_critic", "batch", "coefficients")
-        if self.advantage_fn is not None:
-            check_takes("advantage_fn", self.advantage_fn, "rollout", "gamma", "lam")
+        for name, arguments in TAKES.items():
+            if (function := getattr(self, name)) is not None:
+                check_takes(name, function, *arguments)
         if self.resume == "auto" and self.save_location is None:
             raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
+        if self.delay_training_for_steps >= self.total_steps:
+            raise ConfigurationError(
+                f"delay_training_for_steps={self.delay_training_for_steps} must be below "
+                f"total_steps={self.total_steps}: nothing would be learned"
+            )
         _check_device(self.device)
         for name, value in self.loss_coefficients.items():
             checked(f"loss_coefficients[{name!r}]", value, Finite)
@@ -306,7 +320,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     if origin is dict and not isinstance(value, dict):
         raise ConfigurationError(f"{name}={value!r} must be a dict of keywords")
     if origin is Callable and not callable(value):
-        raise ConfigurationError(f"{name}={value!r} must be a function, but cannot be called")
+        such = ", such as lambda: gymnasium.make('CartPole-v1')" if name == "env_fn" else ""
+        raise ConfigurationError(f"{name}={value!r} must be a function{such}, but cannot be called")
     if hint is str and not isinstance(value, str | os.PathLike):
         raise ConfigurationError(f"{name}={value!r} must be the path of a directory")
     if name == "hooks":
@@ -317,10 +332,17 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 def _number(name: str, value: Any, kind: type, allowed: Range) -> int | float:
     """Return a number of the wanted kind within its range."""
     what = "whole number" if kind is int else "number"
-    whole = kind is not int or (isinstance(value, numbers.Real) and float(value).is_integer())
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not whole or float(value) not in allowed:
+    number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else _float(value)
+    if number not in allowed or (kind is int and not number.is_integer()):
         raise ConfigurationError(f"{name}={value!r} must be a {what} {allowed}")
     return kind(value)
+
+
+def _float(number: numbers.Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # of an integer of hundreds of digits
+        return math.inf
 
 
 def _check_hooks(hooks: Any) -> None:

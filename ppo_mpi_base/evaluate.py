@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -128,6 +128,7 @@ def evaluate(
     deterministic: bool = True,
     max_ep_len: int | None = None,
     state_processing_hook: Callable[[Any], Any] | None = None,
+    which: Literal["best", "latest"] = "best",
     network_fn: Callable[..., nn.Module] | None = None,
     policy_kwargs: dict[str, Any] | None = None,
     ranks: Communicator | None = None,
@@ -144,8 +145,7 @@ def evaluate(
     around it may end an episode at each lost life, and whole games are counted.
 
     Args:
-        policy: a `save_location`, whose best networks it then is; in training, the worker's `actor_critic`; or
-            `load_actor_critic(...).actor_critic`.
+        policy: a `save_location`; in training, the worker's `actor_critic`; or `load_actor_critic(...).actor_critic`.
         env_fn: builds one environment, as for `PPO()`: `env_fn(**env_kwargs)`.
         env_kwargs: for `env_fn`.
         episodes: how many, over all ranks.
@@ -153,6 +153,7 @@ def evaluate(
         deterministic: take the most probable actions, or sample them.
         max_ep_len: steps after which an episode (a whole game) is truncated.
         state_processing_hook: as for `PPO()`, and the same as there.
+        which: of a `save_location` the networks that earned the best return, or the latest.
         network_fn: builds the network of a `save_location`, where it is a class of your own.
         policy_kwargs: for `network_fn`.
         ranks: None: all ranks.
@@ -173,8 +174,9 @@ def evaluate(
         "seed": (seed, CountOrZero),
         "deterministic": (deterministic, bool),
         "max_ep_len": (max_ep_len, Count | None),
+        "which": (which, Literal["best", "latest"]),
     }
-    load = partial(load_actor_critic, network_fn=network_fn, policy_kwargs=policy_kwargs)
+    load = partial(load_actor_critic, which=which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     policy = checked_together(ranks, lambda: _checked(policy, arguments, state_processing_hook, load))
     episodes, seed = int(episodes), int(seed)
 

@@ -114,7 +114,8 @@ def check_rates_and_coefficients(learner: Learner) -> None:
     for name, coefficient in coefficients.items():
         if not isinstance(coefficient, Tensor) or coefficient.shape != ():
             raise ConfigurationError(
-                f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it by its fill_()"
+                f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it in place, as by "
+                f"worker.coefficients[{name!r}].fill_(0.1)"
             )
         number = float(coefficient)
         if name not in known or not math.isfinite(number) or (name in COEFFICIENTS and number < 0):

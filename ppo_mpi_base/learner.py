@@ -105,6 +105,8 @@ class Learner:
         update overwrites the flat gradient, others add to it.
         """
         config, n = self.config, self.config.environments_per_rank
+        samples = rollout.samples()
+        self._know_losses(samples.split(config.minibatch_size)[0])  # now: wrong ones are told before any delay
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         if rollout.total_steps <= config.delay_training_for_steps or not epochs:
             return
@@ -113,8 +115,6 @@ class Learner:
         generators = [generator(config.seed, MINIBATCHES, first + i, iteration) for i in range(n)]
         between = generator(config.seed, MINIBATCHES, first, iteration, 1)
         self.stopped_by_kl = False
-        samples = rollout.samples()
-        self._know_losses(samples.split(config.minibatch_size)[0])
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
         for name in self.division.idle:  # where the last iteration left others' gradients, which no update overwrites
             self.flat.gradient[self.flat.slices[name]].zero_()

@@ -96,6 +96,11 @@ class Logger:
         if self._console:
             self._console.show(numbers)
 
+    def sync(self) -> None:
+        """Force progress.csv to the disk, before a checkpoint that a run will continue after its rows."""
+        with contextlib.suppress(OSError):  # a disk that fails is told with the next row
+            self._csv.sync()
+
     def _to_tensorboard(self, numbers: Mapping[str, float]) -> None:
         # Late, as in `_open_tensorboard`.
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
@@ -170,6 +175,10 @@ class _CsvFile:
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._unwritten.clear()
+
+    def sync(self) -> None:
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
         header = [dict(zip(columns, columns, strict=True))] if columns else []

@@ -83,7 +83,9 @@ class Categorical:
     def entropy(self) -> Tensor:
         """Return entropies (B,)."""
         log_probs = self.logits.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        # A logit of -inf, as of an action that is not allowed, adds 0, where 0 * -inf would be NaN.
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        return -(log_probs.exp() * finite).sum(-1)
 
 
 def observation_dim(space: gymnasium.Space) -> Any:

@@ -28,7 +28,8 @@ def PPO(config: Config) -> Result:
         while not worker.over:  # total_steps are done, or a hook or a signal ended the run
             rollout = worker.rollout()  # T steps of N environments, with pi(a|s) and V(s)
             rollout.advantages, rollout.returns = advantage_fn(rollout, config.gamma, config.lam)
-            rollout.advantages = worker.standardize(rollout.advantages)
+            if config.standardize_advantages:
+                rollout.advantages = worker.standardize(rollout.advantages)
 
             for update in learner.updates(rollout):  # epochs x minibatches
                 for minibatch in update:

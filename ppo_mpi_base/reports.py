@@ -153,6 +153,11 @@ class Reports:
         if self.logger:
             self.logger.log(row)
 
+    def sync(self) -> None:
+        """Force the rows to the disk, on rank 0."""
+        if self.logger:
+            self.logger.sync()
+
     def tell(self, text: str, failed: bool = False) -> None:
         """Print a line, on rank 0; where the run is to be quiet, only if it is about what has `failed`."""
         if self.logger:

@@ -169,7 +169,7 @@ def _built(
     if network is None:
         raise ConfigurationError(
             f"{path.parent} holds a network of your own class: give network_fn, the function that builds it, and its "
-            "policy_kwargs, to load_policy, evaluate, record_video or export_policy; ppo-mpi cannot be told"
+            "policy_kwargs, to load_policy, evaluate, record_video or export_policy; ppo-mpi has no flag for it"
         )
     # Values are not needed to act; a stand-in says that the network does not give them.
     stand_in = None if gives_value else nn.Identity()

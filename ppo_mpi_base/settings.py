@@ -16,9 +16,9 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ppo_mpi_base import run_file, tasks
-from ppo_mpi_base.config import Config
+from ppo_mpi_base.config import Config, checked
 from ppo_mpi_base.errors import ConfigurationError
-from ppo_mpi_base.keywords import field_docstrings
+from ppo_mpi_base.keywords import KNOWN_AS, field_docstrings
 
 ENV_ID = "A Gymnasium id, whose preset gives the defaults here; or a run's file, such as runs/.../run.toml."
 OWN: dict[str, tuple[Any, Any, str]] = {
@@ -58,6 +58,7 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
             f"{env_id_or_file}: unknown setting {min(unknown)!r}; `ppo-mpi train --help` lists all, with _ for -"
         )
     of_environment = given.get("env_kwargs") if env_kwargs is None else env_kwargs
+    checked("env_kwargs", of_environment, dict[str, Any] | None)
     return {**usual, **tasks.settings(given["env_id"], ranks, of_environment), **given}
 
 
@@ -141,6 +142,15 @@ def _whole(words: list[str]) -> int:
     if not number.is_integer():
         raise ValueError(f"{words[0]} is not a whole number")
     return int(number)
+
+
+def check_flags(words: list[str]) -> None:
+    """Raise `ConfigurationError` for a flag that has another name here than in other libraries."""
+    for word in words:
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in KNOWN_AS:
+            flags = " and ".join(f"--{meant.replace('_', '-')}" for meant in KNOWN_AS[name].split(" and "))
+            raise ConfigurationError(f"train: unknown flag --{name.replace('_', '-')}; here it is {flags}")
 
 
 def env_kwargs_of(words: list[str]) -> dict[str, Any] | None:

@@ -56,6 +56,12 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
         made = gymnasium.make(specification(env_id), **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise _unfit(env_id, error) from error
+    except Exception as error:  # of the environment's own code, whatever it is
+        if not kwargs:
+            raise
+        raise ConfigurationError(
+            f"env_id={env_id!r}, env_kwargs={kwargs!r}: {type(error).__name__}: {error}"
+        ) from error
     space = made.observation_space
     plain = isinstance(space, Discrete) or (isinstance(space, Box) and len(space.shape) == 1)
     return made if plain else FlattenObservation(made)

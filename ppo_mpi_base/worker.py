@@ -226,6 +226,7 @@ class Worker:
             health.check_in_step(self)
             health.check_states_kept(self)
         if to_save:
+            self.reports.sync()  # first: a checkpoint that outlives a power failure must find its rows
             self.checkpoints.save(self)
 
     def end(self) -> None:

@@ -211,6 +211,12 @@ def test_the_environment_comes_before_flags() -> None:
             cli.main(["train", *arguments])
 
 
+def test_flags_of_other_libraries_are_told_by_what_they_are_called_here() -> None:
+    for flag, meant in {"--learning-rate=1": "--pi-lr and --vf-lr", "--n_envs": "--num-environments"}.items():
+        with pytest.raises(ConfigurationError, match=f"here it is {meant}$"):
+            cli.main(["train", "CartPole-v1", flag, "1"])
+
+
 COMMAND = "from ppo_mpi_base.cli import command; command()"
 
 

@@ -133,6 +133,9 @@ WRONG = [
     ("target_kl", -0.01, "at least 0"),
     ("initial_log_std", math.nan, "number"),
     ("delay_training_for_steps", -5, "at least 0"),
+    ("delay_training_for_steps", 100_000, "must be below total_steps="),
+    ("total_steps", 10**400, "whole number of at least 1"),
+    ("env_fn", "CartPole-v1", "such as lambda: gymnasium.make('CartPole-v1')"),
     ("quiet", 1, "True or False"),
     ("anneal_lr", "no", "True or False"),
     ("compile", "yes", "'auto'"),
@@ -266,10 +269,15 @@ def test_hooks_are_a_list_of_hooks() -> None:
 
 def test_functions_that_take_something_else_are_told() -> None:
     told = error_of(loss_fn=lambda actor_critic, batch: ({}, {}))
-    assert told.startswith(
-        "loss_fn is called as loss_fn(actor_critic, batch, coefficients), and takes something else: "
-    )
-    assert error_of(advantage_fn=lambda rollout: (0, 0)).startswith("advantage_fn is called as advantage_fn(rollout, g")
+    assert told.startswith("loss_fn must accept loss_fn(actor_critic, batch, coefficients), and does not: ")
+    for name, accepted in {
+        "advantage_fn": "rollout, gamma, lam",
+        "state_processing_hook": "observation",
+        "rollout_interception_callback": "steps",
+    }.items():
+        text = error_of(**{name: lambda: None})
+        assert text.startswith(f"{name} must accept {name}({accepted}), and does not"), text
+    assert error_of(external_update_callback=lambda worker: 0.0).startswith("external_update_callback must accept ext")
 
 
 def test_coefficients_of_the_loss() -> None:

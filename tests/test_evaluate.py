@@ -521,6 +521,15 @@ def test_what_was_saved_is_told(tmp_path: Path) -> None:
     assert saved[1:] == ("best", 16, -8.0, False)
 
 
+def test_the_latest_networks_can_be_asked_for(tmp_path: Path) -> None:
+    env_fn = partial(gymnasium.make, "Pendulum-v1", max_episode_steps=8)
+    worker = train(tmp_path, env_fn=env_fn, pi_lr=0.1)
+    best, latest = (evaluate(tmp_path / "saved", env_fn, episodes=2, which=which) for which in ("best", "latest"))
+    assert latest.returns == evaluate(worker.actor_critic, env_fn, episodes=2).returns != best.returns
+    with pytest.raises(ConfigurationError, match="which='last' is not one of 'best', 'latest'"):
+        evaluate(tmp_path / "saved", env_fn, episodes=2, which="last")  # type: ignore[arg-type]
+
+
 ONE = Drawing()
 
 

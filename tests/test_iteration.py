@@ -65,17 +65,18 @@ def test_values_are_those_of_what_was_acted_on_and_of_where_it_led(tmp_path: Pat
     train(tmp_path, env_fn=env_fn, use_vectorized_envs=True, num_environments=2, seed=1, hooks=[Look(look)], **networks)
 
 
-def test_advantages_and_targets_are_those_of_gamma_and_lambda(tmp_path: Path) -> None:
+@pytest.mark.parametrize("standardize", [True, False])
+def test_advantages_and_targets_are_those_of_gamma_and_lambda(tmp_path: Path, standardize: bool) -> None:
     class Check(Look):
         def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
             advantages, returns = gae(self.rollout, gamma=0.9, lam=0.5)
             standardized = (advantages - advantages.mean()) / advantages.std(correction=0)
             torch.testing.assert_close(self.rollout.returns, returns)
-            torch.testing.assert_close(self.rollout.advantages, standardized)
+            torch.testing.assert_close(self.rollout.advantages, standardized if standardize else advantages)
             explained = explained_variance(self.rollout.values, returns, Communicator())
             assert statistics["explained_variance"] == explained
 
-    train(tmp_path, gamma=0.9, lam=0.5, hooks=[Check()])
+    train(tmp_path, gamma=0.9, lam=0.5, standardize_advantages=standardize, hooks=[Check()])
 
 
 def test_rewards_are_normalized_by_the_returns_of_whole_episodes(tmp_path: Path) -> None:

@@ -92,6 +92,18 @@ def test_a_categorical_is_torchs(seed: int, batch: int, n: int, scale: float) ->
     assert mine.log_prob(actions).shape == mine.entropy().shape == (batch,)
 
 
+def test_actions_that_are_not_allowed_add_nothing_to_entropy_and_gradient() -> None:
+    logits = torch.tensor([[0.5, -torch.inf, 1.5], [-torch.inf, 0.0, -torch.inf]], dtype=torch.float64)
+    free = logits.clone().requires_grad_()
+    entropy = Categorical(free).entropy()
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy())
+    (gradient,) = torch.autograd.grad(entropy.sum(), free)
+    p = torch.tensor([0.5, 1.5], dtype=torch.float64).softmax(0)
+    of_allowed = -p * (p.log() + entropy[0].detach())
+    torch.testing.assert_close(gradient[0], torch.stack([of_allowed[0], torch.zeros_like(p[0]), of_allowed[1]]))
+    torch.testing.assert_close(gradient[1], torch.zeros_like(gradient[1]))
+
+
 def test_an_entropy_of_one_action_that_is_certain_is_0() -> None:
     logits = torch.tensor([[0.0, -1e6, 0.0 - 1e6]], requires_grad=True)
     entropy = Categorical(logits).entropy()

@@ -295,6 +295,12 @@ def test_training_begins_after_the_delay(tmp_path: Path) -> None:
     assert [math.isfinite(row["policy_loss"]) for row in rows(tmp_path)] == [False, False, True, True, True]
 
 
+def test_a_wrong_loss_is_told_before_the_delay(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="loss_fn must return two dicts"):
+        train(tmp_path, delay_training_for_steps=32, loss_fn=lambda actor_critic, batch, coefficients: None)
+    assert not rows(tmp_path)
+
+
 # Callbacks.
 
 
@@ -629,9 +635,7 @@ def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
 
 
 def test_an_env_fn_that_takes_no_such_keyword_is_told(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"^env_fn is called as env_fn\(size=\.\.\.\), and takes something else"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^env_fn must accept env_fn\(size=\.\.\.\), and does not"):
         train(tmp_path, env_fn=lambda: ScriptedEnv(), env_kwargs={"size": 3})
 
 
