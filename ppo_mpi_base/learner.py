@@ -160,7 +160,7 @@ class Learner:
         self.shuffled = Shuffled(self.division.minibatch_size(self.config.minibatch_size))
 
     def _over(self, idle: frozenset[str]) -> bool:
-        """Return whether nothing is left to train: no slice, or no loss for those that are."""
+        """Return whether nothing is left to train: no slice, or no loss of the same name for those that are."""
         return idle.issuperset(self.flat.slices) or idle.issuperset(self.loss_names)
 
     def begin_update(self, update: list[Batch]) -> None:
@@ -205,8 +205,7 @@ class Learner:
         limit = KL_TOLERANCE * self.config.target_kl
         if limit > 0 and statistics["kl"] > limit:
             self.stopped_by_kl = True
-        resting = self.idle | self.division.idle
-        names = [n for n in self.flat.slices if n not in resting and not (n == "policy" and self.stopped_by_kl)]
+        names = self._moving()
         norms = {name: self.flat.norm(name) for name in names}
         self._epoch_statistics.append({**statistics, **{f"gradient_norm_{name}": x for name, x in norms.items()}})
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
@@ -217,6 +216,11 @@ class Learner:
         scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
         self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
         self.reports.seconds["learning"] += time.perf_counter() - started
+
+    def _moving(self) -> list[str]:
+        """Return the slices that this rank's update moves: not idle, nor other ranks', nor stopped by the KL."""
+        resting = self.idle | self.division.idle | ({"policy"} if self.stopped_by_kl else set())
+        return [name for name in self.flat.slices if name not in resting]
 
     def bring_together(self) -> dict[str, float]:
         """Take what other ranks have trained; return the last epoch's mean losses and statistics.

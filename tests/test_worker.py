@@ -535,8 +535,14 @@ class Turned(nn.Linear):
             ["no parameter of the networks is trainable"],
         ),
         ({"network_fn": nn.Linear(4, 2)}, ["network_fn is a network already", "builds one"]),
-        ({"network_fn": lambda o: nn.Linear(o, 2)}, ["network_fn(obs_dim, act_dim)", "too many positional arguments"]),
-        ({"value_network_fn": wide, "critic_kwargs": {"width": 3}}, ["value_network_fn(obs_dim, width=...)"]),
+        (
+            {"network_fn": lambda o: nn.Linear(o, 2)},
+            ["network_fn must accept the arguments (obs_dim, act_dim)", "too many positional arguments"],
+        ),
+        (
+            {"value_network_fn": wide, "critic_kwargs": {"width": 3}},
+            ["value_network_fn must accept the arguments (obs_dim, width=...)"],
+        ),
         ({"resume": "auto", "save_location": None}, ['resume="auto" needs save_location']),
         ({"train_batch_size": 17}, ["train_batch_size=17", "16"]),
         ({"num_environments": 2}, ["num_environments=2", "use_vectorized_envs=True"]),
@@ -628,14 +634,14 @@ def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
     ):
         type("Camel", (Hooks,), {"onIteration": lambda self, worker, statistics: None})
     with pytest.raises(
-        ConfigurationError, match=r"^Few.on_rollout is called as .*\(self, worker, rollout\), and takes so"
+        ConfigurationError, match=r"^Few.on_rollout must accept the arguments \(self, worker, rollout\), and does not"
     ):
         type("Few", (Hooks,), {"on_rollout": lambda self, worker: None})
     type("Fine", (Hooks,), {"on_end": lambda self, *anything: None, "end": lambda self: None})
 
 
 def test_an_env_fn_that_takes_no_such_keyword_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^env_fn must accept env_fn\(size=\.\.\.\), and does not"):
+    with pytest.raises(ConfigurationError, match=r"^env_fn must accept the arguments \(size=\.\.\.\), and does not"):
         train(tmp_path, env_fn=lambda: ScriptedEnv(), env_kwargs={"size": 3})
 
 
