@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Train three tasks here and by Stable-Baselines3: return at equal steps, and against wall-clock time.
+"""Train three tasks with this package and with Stable-Baselines3: return at equal steps, and over wall-clock time.
 
-`python -m benchmarks.against_stable_baselines`: ours by `ppo-mpi train` on two ranks, the other with as many threads as
-it likes. They take turns, one at a time. Runs that are there already are not repeated; all stay in
+`python -m benchmarks.against_stable_baselines`: ours uses `ppo-mpi train` on two ranks, the other as many threads as it
+likes. They take turns, one run at a time. Existing runs are not repeated; all are kept in
 `results/against_stable_baselines/`.
 """
 
@@ -27,12 +27,12 @@ RANKS = 2
 
 
 def place(library: str, task: str, seed: int) -> Path:
-    """Return where the numbers of a run are kept."""
+    """Return the path where a run's CSV file is kept."""
     return RESULTS / library / task / f"seed{seed}.csv"
 
 
 def train(library: str, task: str, seed: int, steps: int) -> None:
-    """Train a task, and keep what was logged, and versions: ours in run.toml, with the settings."""
+    """Train a task and keep its log; for ours, also run.toml with versions and settings."""
     kept = place(library, task, seed)
     if library == OURS:
         train_and_keep(kept, [task, "--seed", str(seed), "--total-steps", str(steps)], launcher(RANKS))
@@ -45,7 +45,7 @@ def train(library: str, task: str, seed: int, steps: int) -> None:
 
 
 def keep_versions() -> None:
-    """Write what the peer's environment holds beside its runs."""
+    """Write the versions in the peer's environment next to its runs."""
     installed = subprocess.run(
         [python_of(PEER), "-m", "pip", "freeze"], capture_output=True, text=True, check=True
     ).stdout
@@ -54,7 +54,7 @@ def keep_versions() -> None:
 
 
 def tabulate() -> None:
-    """Write the table and draw the curves of what is there, along steps and along time."""
+    """Write the table of the existing runs and draw their curves, over steps and over time."""
     rows = []
     for task in TASKS:
         for library in LABELS:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Train games by `ppo-mpi train`, and set them beside the PPO paper's scores.
+"""Train games with `ppo-mpi train`, and compare them with the PPO paper's scores.
 
-`python -m benchmarks.atari_scores` trains one at a time, on two ranks; with `--only Pong --ranks 1 --seeds 1` and so
-on, under `taskset -c 0` and so on, seeds train beside each other, each on a core. Ctrl-C stops it within an iteration,
-and the same command goes on from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
+`python -m benchmarks.atari_scores` trains one at a time, on two ranks. To train seeds in parallel, start it once
+per core: under `taskset -c 0` with `--only Pong --ranks 1 --seeds 1`, and so on. Ctrl-C stops it within an iteration;
+the same command continues from there. Finished runs leave their progress.csv and run.toml in `results/atari/`.
 """
 
 import argparse
@@ -18,19 +18,19 @@ RESULTS = ROOT / "results" / "atari"
 
 @dataclass(frozen=True)
 class Game:
-    """Agent steps, seeds, the score to reach, and where settings are others than those of `presets.atari`."""
+    """Agent steps, number of seeds, the score to reach, and settings that may differ from `presets.atari`."""
 
     steps: int
     seeds: int
     target: float
     rate: float = 2.5e-4
-    minibatch: int = 256  # of all ranks
+    minibatch: int = 256  # over all ranks
     epochs: int = 4
     entropy_coef: float = 0.01
     anneal_entropy_coef: bool = False
 
     def flags(self, ranks: int) -> list[str]:
-        """Return these settings for `ppo-mpi train`."""
+        """Return these settings as flags of `ppo-mpi train`."""
         settings = {
             "total_steps": self.steps,
             "pi_lr": self.rate,
@@ -44,10 +44,10 @@ class Game:
         return [*words, "--anneal-entropy-coef"] if self.anneal_entropy_coef else words
 
 
-# Pong's score is near the highest possible, the others are the paper's after 10M steps. To come there within 3M steps
-# takes more updates, and towards the end fewer actions that are there for exploration alone. Breakout gets more updates
-# too. Space Invaders has the paper's 3 epochs (its table 5) and fewer steps, by which Seaquest ended below the paper's
-# score, as if it never came up for air. So Seaquest has Pong's setting.
+# Pong's score is near the highest possible, the others are the paper's after 10M steps. Reaching it within 3M steps
+# takes more updates and, towards the end, fewer purely exploratory actions. Breakout also gets more updates. Space
+# Invaders uses the paper's 3 epochs (its table 5) and fewer steps. With these, Seaquest ended below the paper's score,
+# as if it never came up for air. So Seaquest uses Pong's setting.
 GAMES = {
     "Pong": Game(3_000_000, 3, 20.0, rate=3e-4, minibatch=128, entropy_coef=0.02, anneal_entropy_coef=True),
     "Breakout": Game(10_000_000, 1, 274.8, rate=3e-4, minibatch=128),
@@ -62,14 +62,14 @@ def place(game: str, seed: int) -> Path:
 
 
 def train(game: str, seed: int, ranks: int, precision: str) -> None:
-    """Train a game, or go on with it, and keep what it logged. Ends this script where the run was stopped."""
+    """Train a game, or resume it, and keep its log. Ends this script if the run was stopped."""
     print(f"{game}, seed {seed}", flush=True)
     flags = [*GAMES[game].flags(ranks), "--seed", str(seed), "--precision", precision]
     train_and_keep(place(game, seed), [f"ALE/{game}-v5", *flags], launcher(ranks))
 
 
 def tabulate() -> None:
-    """Write the table of all results that are there, and draw their curves."""
+    """Write the table of all existing results, and draw their curves."""
     header = ["game", "seed", "last_return", "best_return", "to_reach", "steps", "seconds"]
     rows = []
     for game, known in GAMES.items():

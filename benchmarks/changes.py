@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What changes of `presets.mujoco` do, over five seeds each: `python -m benchmarks.changes --jobs 2`.
+"""Measure what changes to `presets.mujoco` do, over five seeds each: `python -m benchmarks.changes --jobs 2`.
 
-Each is a few flags of `ppo-mpi train`, and is compared with runs as the preset is: those of `make results`, and ten
-more of some tasks, of the same seeds but on another processor, in `results/changes/preset/`. It can be stopped and
-started again. Runs stay in `results/changes/`, with the table.
+Each change is a few flags of `ppo-mpi train`, and is compared with runs of the unchanged preset: those of `make
+results`, and ten more for some tasks, with the same seeds but on another processor, in `results/changes/preset/`. The
+script can be stopped and restarted. Runs and table are kept in `results/changes/`.
 """
 
 import argparse
@@ -26,25 +26,25 @@ DIRECTORY = RESULTS / "changes"
 
 
 def study(change: str) -> Study:
-    """Return the runs of a change, where none is compared with what others published."""
+    """Return the study of a change, without published scores to compare with."""
     flags = tuple(CHANGES[change].split())
     return Study(DIRECTORY / change, BASE.steps, SEEDS, (), dict.fromkeys(TASKS, ()), flags)
 
 
 def preset_runs(task: str) -> list[Run]:
-    """Return the runs that are as the preset is."""
+    """Return the runs of the unchanged preset."""
     return [*BASE.runs(task), *runs_in(DIRECTORY / "preset" / task)]
 
 
 def row(change: str, task: str, changed: Sequence[Run], base: Sequence[Run]) -> list[str]:
-    """Return a line of the table: what the change reached, and how much more that is than without it."""
+    """Return a row of the table: scores with the change and without it, and how they differ."""
     compared = compare({task: changed}, {task: base}, (change, "preset")).tasks[0]
     numbers = spread(compared.scores_a), spread(compared.scores_b), str(compared.difference), str(compared.probability)
     return [change, task, *numbers]
 
 
 def tabulate() -> None:
-    """Write the table of what is there, and print it."""
+    """Write the table of the existing runs, and print it."""
     rows = [
         row(change, task, changed, preset_runs(task))
         for change in CHANGES

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Kill ranks of a training at random moments, resume each time, and compare: `python -m benchmarks.chaos --kills 50`.
 
-CartPole on two ranks is trained twice, with checkpoints at short intervals: once undisturbed, and once with SIGKILL to
-a rank drawn at random, at a moment drawn at random. In the end both must have the same parameters, to the last bit.
+CartPole is trained twice on two ranks, with checkpoints at short intervals: once undisturbed, and once with SIGKILL to
+a random rank at random moments. In the end, both must have the same parameters to the last bit.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TENSORS = ("parameters", "adam/first_moment", "adam/second_moment", "observation
 
 
 def train(directory: Path, iterations: int, pause: float) -> None:
-    """Be one rank; an iteration lasts at least `pause` seconds, so that short runs too meet their kills."""
+    """Train as one rank; an iteration lasts at least `pause` seconds, so that kills hit short runs too."""
     from ppo_mpi_base.hooks import Hooks
     from ppo_mpi_base.mpi import world
     from ppo_mpi_base.networks import mlp
@@ -62,7 +62,7 @@ def train(directory: Path, iterations: int, pause: float) -> None:
 
 
 def start(directory: Path, iterations: int, pause: float) -> subprocess.Popen[bytes]:
-    """Start the ranks in a process group of their own; nothing of the former ones is left by then."""
+    """Start the ranks, after removing the pid files of the former ones, which have ended by then."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.glob("*.pid"):
         path.unlink()
@@ -74,7 +74,7 @@ def start(directory: Path, iterations: int, pause: float) -> subprocess.Popen[by
 
 
 def newest(directory: Path) -> Path | None:
-    """Return the newest checkpoint's description; None before the first."""
+    """Return the path of the newest checkpoint's description; None before the first."""
     return max((directory / "saved" / "checkpoints").glob("*.json"), default=None)
 
 
@@ -85,7 +85,7 @@ def steps(directory: Path) -> int:
 
 
 def kill_once(process: subprocess.Popen[bytes], directory: Path, delay: float, rank: int) -> bool:
-    """SIGKILL a rank `delay` seconds after all ranks began; return whether it still ran."""
+    """SIGKILL a rank `delay` seconds after all ranks have started; return whether it was still running."""
     pids = [directory / f"rank{each}.pid" for each in range(RANKS)]
     while process.poll() is None and not all(path.exists() and path.read_text() for path in pids):
         time.sleep(0.02)
@@ -94,26 +94,26 @@ def kill_once(process: subprocess.Popen[bytes], directory: Path, delay: float, r
         return False
     except subprocess.TimeoutExpired:
         os.kill(int(pids[rank].read_text()), signal.SIGKILL)
-        process.wait()  # its launcher ends the others
+        process.wait()  # the launcher ends the other ranks
         return process.returncode != 0
 
 
 def disturbed(directory: Path, kills: int, iterations: int, pause: float, draw: random.Random) -> int:
-    """Train with kills, and to the end after the last one; return how many there were."""
+    """Train with kills, and after the last one to the end; return the number of kills."""
     began = time.perf_counter()
-    start_up = 0.0  # seconds from the beginning of the ranks to the first new checkpoint; learned as we go
+    start_up = 0.0  # seconds from the start of the ranks to the first new checkpoint; estimated as we go
     killed = 0
     while killed < kills:
         before = steps(directory)
         process = start(directory, iterations, pause)
-        # From the first import to well into the training, so that resuming and saving are killed too.
+        # From the first import to well into training, so that kills also hit resuming and saving.
         rank, delay = draw.randrange(RANKS), draw.uniform(0, 1.5 * start_up + 1)
         if not kill_once(process, directory, delay, rank):
             break
         killed += 1
         after = steps(directory)
         if after == before:
-            start_up = min(start_up + 1, 60.0)  # nothing was reached: give the next ones longer
+            start_up = min(start_up + 1, 60.0)  # no progress: give the next ones longer
         passed = time.perf_counter() - began
         print(
             f"{passed:7.1f} s  kill {killed}: rank {rank} after {delay:.2f} s, {before:,} -> {after:,} steps",
@@ -125,7 +125,7 @@ def disturbed(directory: Path, kills: int, iterations: int, pause: float, draw: 
 
 
 def verdict(directory: Path, other: Path) -> list[str]:
-    """Return the tensors of the last checkpoints that differ."""
+    """Return the names of the tensors that differ between the last checkpoints."""
     paths = [newest(each) for each in (directory, other)]
     if None in paths or len({path.stem for path in paths if path}) != 1:
         return [f"steps: {steps(directory):,} and {steps(other):,}"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Find from how many minibatches on compiling pays: `python benchmarks/compiling.py`, or with `--task pong`.
+"""Find the number of minibatches from which compiling pays: `python benchmarks/compiling.py`, or with `--task pong`.
 
-Runs of two lengths, compiled and not, each in a process of its own, tell what starting costs and what a minibatch
-costs. `compilation.WORTHWHILE_MINIBATCHES`, and that `..._OF_IMAGES`, is about the number for an empty cache.
+Runs of two lengths, compiled and not, each in its own process, give the cost of starting and the cost of a minibatch.
+`compilation.WORTHWHILE_MINIBATCHES` and `..._OF_IMAGES` are about the numbers for an empty cache.
 """
 
 import argparse
@@ -26,7 +26,7 @@ with tempfile.TemporaryDirectory() as directory:
 
 @dataclass(frozen=True)
 class Task:
-    """One rank's samples an iteration, its minibatches, epochs and keywords; and two lengths in iterations."""
+    """One rank's samples per iteration, minibatch size, epochs and keywords; and two run lengths in iterations."""
 
     samples: int
     minibatch: int
@@ -51,7 +51,7 @@ TASKS = {
 
 
 def seconds(task: Task, iterations: int, how: str, cache: str) -> float:
-    """Return what a whole run takes, start included."""
+    """Return how long a whole run takes, including its start."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
     started = time.perf_counter()
     program = RUN.format(imports=task.imports, keywords=task.keywords)
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=TASKS, default="halfcheetah")
     task = TASKS[parser.parse_args().task]
-    minibatches = task.samples // task.minibatch * task.epochs  # an iteration
+    minibatches = task.samples // task.minibatch * task.epochs  # per iteration
     few, many = task.lengths
     with tempfile.TemporaryDirectory() as cache:
         empty = seconds(task, few, "compiled", cache)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Predict training speed from what its pieces cost, beside the measured speed: `python benchmarks/cost_model.py`.
+"""Predict training speed from the cost of its pieces, next to the measured speed: `python benchmarks/cost_model.py`.
 
-The pieces are measured at two sizes, which tells the overhead of a call from the work on a sample. docs/speed.md
+The pieces are measured at two sizes, which separates the overhead of a call from the work on a sample. docs/speed.md
 explains the model.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = (8, 64, 32), (32, 128, 512)  # environments, steps and minibatch of a rank, where pieces are measured
+SIZES = (8, 64, 32), (32, 128, 512)  # environments, steps and minibatch per rank, at which pieces are measured
 SETTINGS = {  # environments and steps per rank, minibatch per rank, epochs: those of contestants/ours.py
     "paper": (16, 64, 32, 10),
     "throughput": (16, 128, 128, 4),
@@ -38,12 +38,12 @@ class Line:
 
     @classmethod
     def through(cls, small: tuple[float, float], large: tuple[float, float]) -> Line:
-        """Return the line through two points (size, cost); without a slope where the larger size cost less."""
+        """Return the line through two points (size, cost); with slope 0 if the larger size cost less."""
         each = max(0.0, (large[1] - small[1]) / (large[0] - small[0]))
         return cls(max(0.0, small[1] - each * small[0]), each)
 
     def __call__(self, size: float) -> float:
-        """Return the cost of a call of some size."""
+        """Return the cost of a call of this size."""
         return self.call + self.each * size
 
 
@@ -51,7 +51,7 @@ class Line:
 class Model:
     """What the pieces cost one rank, in microseconds; `message` is one Allreduce among ranks that train one network.
 
-    Where a rank trains one network on the minibatches of two ranks, "a sample" is one that a rank brings to them.
+    If a rank trains one network on the minibatches of two ranks, "a sample" is one that a single rank contributes.
     """
 
     environments: Line
@@ -66,7 +66,7 @@ class Model:
 
     @classmethod
     def fit(cls, small: dict[str, float], large: dict[str, float]) -> Model:
-        """Return the model of pieces that were measured at the two `SIZES`."""
+        """Return the model of pieces measured at the two `SIZES`."""
 
         def line(name: str, sizes: tuple[int, int]) -> Line:
             return Line.through((sizes[0], small[name]), (sizes[1], large[name]))
@@ -86,7 +86,7 @@ class Model:
         )
 
     def per_step(self, setting: tuple[int, int, int, int], message: float | None = None) -> dict[str, float]:
-        """Return the microseconds of one rank per environment step, phase by phase.
+        """Return one rank's microseconds per environment step, phase by phase.
 
         Args:
             setting: environments, steps, minibatch and epochs of a rank.
@@ -105,7 +105,7 @@ class Model:
 
 
 def allreduce(ranks: int, size: float, latency: float = LATENCY_US, bandwidth: float = BYTES_PER_US) -> float:
-    """Return the microseconds of an Allreduce of `size` bytes: 2 log2(R) latencies, and 2 (R - 1) / R sizes to send.
+    """Return an Allreduce's microseconds for `size` bytes: 2 log2(R) latencies, and 2 (R - 1) / R times `size` to send.
 
     Source: Rabenseifner's algorithm, recursive halving and doubling; Thakur, Rabenseifner and Gropp (2005),
     "Optimization of Collective Communication Operations in MPICH", section 4.
@@ -119,7 +119,7 @@ def speed(ranks: int, per_step: dict[str, float]) -> float:
 
 
 def run(program: str, *arguments: str) -> dict[str, float]:
-    """Return what a program of `contestants/` prints on two ranks."""
+    """Run a program of `contestants/` on two ranks, and return the JSON that it prints."""
     mpiexec = str(Path(sys.executable).with_name("mpiexec"))
     command = [mpiexec, "-n", "2", sys.executable, "-m", f"benchmarks.contestants.{program}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -135,7 +135,7 @@ def show_pieces(model: Model) -> None:
     print(f"{'optimizer':14}{model.optimizer:8.1f} us a call (norms, clipping, Adam)")
     print(f"{'shuffle':14}{'':22}{model.shuffle:6.2f} us a sample")
     print(f"{'message':14}{model.message:8.1f} us a call, {model.message_bytes / 1000:.0f} kB")
-    # Forward 2 operations a parameter, backward 4.
+    # 2 operations per parameter forward, 4 backward.
     print(f"gradient      {6 * model.parameters / max(model.minibatch.each, 1e-9) / 1000:8.1f} GFLOP/s, calls aside")
 
 

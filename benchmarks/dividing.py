@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What it saves that half of the ranks train each network: `mpiexec -n 2 python -m benchmarks.dividing`.
+"""Measure the time saved if half of the ranks train each network: `mpiexec -n 2 python -m benchmarks.dividing`.
 
-The iterations of one training are divided and undivided in turns, so that a machine that drifts treats both alike.
+The iterations of one training are divided and undivided in turns, so that drift of the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WARM_ITERATIONS = 8
 
 
 class InTurns(Hooks):
-    """Time an iteration's updates, from the rollout's end to the iteration's, and let the next one go the other way."""
+    """Times updates, from the end of the rollout to that of the iteration; divides those of every other iteration."""
 
     def __init__(self, iterations: int) -> None:
         self.iterations = iterations
@@ -36,7 +36,7 @@ class InTurns(Hooks):
         self.started = time.perf_counter()
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Stop the clock, and change the way."""
+        """Stop the clock, and switch to the other way."""
         taken = worker.ranks.max(time.perf_counter() - self.started)
         if not self.ways:
             undivided = Undivided(worker.ranks), Shuffled(worker.config.minibatch_size)

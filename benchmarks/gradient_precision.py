@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""How near gradients in bfloat16 are to those in float32: `mpiexec -n 2 python -m benchmarks.gradient_precision`.
+"""How close gradients in bfloat16 are to those in float32: `mpiexec -n 2 python -m benchmarks.gradient_precision`.
 
-Pong is trained in bfloat16 as `benchmarks.precision` does. At the end of some iterations rank 0 takes the gradients of
-its minibatches in both precisions, uncompiled. Beside their cosine stands that of two minibatches' gradients in
-float32: what is much nearer to 1 than that, no training can tell from chance.
+Pong is trained in bfloat16 as in `benchmarks.precision`. At the end of some iterations, rank 0 computes the gradients
+of its minibatches in both precisions, uncompiled. Their cosine is shown next to that of two minibatches' gradients in
+float32: if it is much closer to 1, training cannot tell the difference from chance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ppo_mpi_base.worker import Worker
 
 
 def gradient(actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor], precision: str) -> Tensor:
-    """Return the gradient of PPO's losses in some precision, (P,) float32."""
+    """Return the gradient of PPO's losses in a given precision, (P,) float32."""
     parameters = [parameter for parameter in actor_critic.parameters() if parameter.requires_grad]
     trained_in = actor_critic.precision
     actor_critic.precision = precision  # type: ignore[assignment]
@@ -41,18 +41,18 @@ def gradient(actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Te
 
 
 class CompareGradients(Hooks):
-    """Notes on rank 0, every so many steps, the gradients' cosines and by how much their lengths differ."""
+    """Records on rank 0, every `every` steps, the gradients' cosines and the ratio of their norms."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.rows: list[tuple[float, ...]] = []
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
-        """Remember it: its advantages come later."""
+        """Keep the rollout: its advantages come later."""
         self.rollout = rollout
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Compare."""
+        """Compare the gradients when due."""
         if worker.ranks.is_root and worker.total_steps >= self.every * (len(self.rows) + 1):
             self.rows.append((worker.total_steps, *self._compare(worker)))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Train the examples over several seeds and tabulate their scores: `python benchmarks/learning.py --jobs 2`.
 
-Runs whose result is there already are not repeated, so that it can be stopped and started again. Each leaves its
+Runs with an existing result are not repeated, so the script can be stopped and restarted. Each run leaves its
 progress.csv and the versions that made it in `results/learning/`.
 """
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "learning"
 MUJOCO = {"HalfCheetah-v5": 1800.0, "Hopper-v5": 2250.0, "Walker2d-v5": 3000.0}  # task -> score to reach
 CARTPOLE = "CartPole-v1"
-# Of the MuJoCo example. "paper_64" is "paper" with the networks of "fast": two settings of the same problem.
+# Of the MuJoCo example. "paper_64" is "paper" with the networks of "fast", so that both solve the same problem.
 SETTINGS = {"fast": "--setting fast", "paper": "--setting paper", "paper_64": "--setting paper --width 64"}
 RUNS = (
     [(CARTPOLE, "", seed) for seed in range(5)]
@@ -50,7 +50,7 @@ def place(task: str, setting: str, seed: int) -> Path:
 
 
 def train(task: str, setting: str, seed: int) -> None:
-    """Train one task by its example, on one rank, and keep what it logged."""
+    """Train one task with its example, on one rank, and keep its log."""
     kept = place(task, setting, seed)
     if kept.exists():
         return
@@ -78,7 +78,7 @@ def train(task: str, setting: str, seed: int) -> None:
 
 
 def score(path: Path) -> float:
-    """Return the mean of the last 100 training episodes; for CartPole the best that this mean ever was."""
+    """Return the mean return of the last 100 training episodes; for CartPole, the highest value of this mean."""
     run = read_run(path)
     if run is None:
         return float("nan")
@@ -86,12 +86,12 @@ def score(path: Path) -> float:
 
 
 def scores(task: str, setting: str) -> list[float]:
-    """Return the scores of all seeds that are there."""
+    """Return the scores of all existing seeds."""
     return [score(path) for path in sorted(place(task, setting, 0).parent.glob("seed*.csv"))]
 
 
 def tabulate() -> None:
-    """Write the table and draw the curves of all results that are there."""
+    """Write the table and draw the curves of all existing results."""
     rows = []
     for task in (CARTPOLE, *MUJOCO):
         for setting in ("",) if task == CARTPOLE else SETTINGS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The libraries that this one is measured beside, each in an environment of its own below `.venv-bench/`."""
+"""The libraries that this one is measured against, each in its own environment below `.venv-bench/`."""
 
 import subprocess
 import sys
@@ -33,14 +33,14 @@ def python_of(peer: str) -> Path:
 
 
 def install(peer: str) -> bool:
-    """Install a peer into its own environment, once; say in one line why it could not be."""
+    """Install a peer into its own environment, once; if that fails, print why in one line and return False."""
     directory = ENVIRONMENTS / peer
     stamp, wanted = directory / ".installed", " ".join([TORCH, *PEERS[peer]])
     if stamp.exists() and stamp.read_text() == wanted:
         return True
     print(f"installing {peer} into {directory.relative_to(ROOT)}", flush=True)
     pip = [str(python_of(peer)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # torch by itself first: the one of our own environment, where PIP_EXTRA_INDEX_URL chooses between its builds.
+    # torch by itself first: the version of our own environment, of which PIP_EXTRA_INDEX_URL chooses the build.
     for command in ([sys.executable, "-m", "venv", str(directory)], [*pip, TORCH], [*pip, TORCH, *PEERS[peer]]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

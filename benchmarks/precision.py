@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whether bfloat16 learns as float32 does: Pong's first million steps in both, by the same settings and seeds.
+"""Test whether bfloat16 learns like float32: Pong's first million steps in both, with the same settings and seeds.
 
-`python -m benchmarks.precision` trains what is missing, and sets both beside each other. All runs have the settings of
-the first one in `results/atari/`, but for seed and precision. Ctrl-C stops it; the same command goes on.
+`python -m benchmarks.precision` trains the missing runs, and compares both. All runs have the settings of Pong's first
+run in `results/atari/`, except for seed and precision. Ctrl-C stops it; the same command continues.
 """
 
 import argparse
@@ -33,13 +33,13 @@ POINTS = 500_000, 750_000, 1_000_000
 
 
 class EndEarly(Hooks):
-    """Ends a run after so many steps, whose schedules are those of a longer one."""
+    """Ends a run after `steps` steps, with the schedules of a longer run."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """End it."""
+        """End the run when due."""
         if worker.total_steps >= self.steps:
             worker.end()
 
@@ -50,7 +50,7 @@ def place(precision: str, seed: int) -> Path:
 
 
 def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]:
-    """Return those of `PPO()` for a seed's run, which keeps its files in a directory."""
+    """Return the keywords of `PPO()` for a seed's run, which keeps its files in a directory."""
     given = run_file.read(SETTINGS)
     return {
         **tasks.functions(given["env_id"], given["hidden"]),
@@ -64,12 +64,12 @@ def keywords(precision: str, seed: int, directory: Path | str) -> dict[str, Any]
 
 
 def train(precision: str, seed: int) -> None:
-    """Train by `SETTINGS`. Collective: call on all ranks."""
+    """Train with `SETTINGS`. Collective: call on all ranks."""
     PPO(**keywords(precision, seed, unfinished(place(precision, seed))), hooks=[EndEarly(STEPS)])
 
 
 def train_and_keep(precision: str, seed: int) -> None:
-    """Train on as many ranks as the run file says, and keep what was logged. Ends this script where it was stopped."""
+    """Train on as many ranks as the run file says, and keep the log. Ends this script if the run was stopped."""
     kept, ranks = place(precision, seed), run_file.ranks_of(SETTINGS) or 1
     print(f"{GAME}, seed {seed}, {precision}, {ranks} ranks", flush=True)
     command = [*launcher(ranks), sys.executable, "-m", "benchmarks.precision", "--run", precision, "--seeds", str(seed)]
@@ -82,7 +82,7 @@ def train_and_keep(precision: str, seed: int) -> None:
 
 
 def scores(path: Path) -> list[float]:
-    """Return the mean return of 100 episodes at each of `POINTS`, and its mean over all steps."""
+    """Return the mean return of the last 100 episodes at each of `POINTS`, and its mean over all steps."""
     run = read_run(path)
     assert run is not None, f"{path}: no episode has ended"
     at = [float(np.interp(point, run.steps, run.values)) for point in POINTS]
@@ -108,7 +108,7 @@ def compare() -> None:
 def differing(name: str, statistic: Callable[..., Floats], found: dict[str, Floats]) -> list[list[str]]:
     """Return a statistic of bfloat16's scores and float32's, (seeds, columns) each, and its 95% interval, as rows.
 
-    Seeds are no pairs: two runs of one begin alike, but part within a few updates.
+    Seeds are not paired: two runs of one seed begin alike, but diverge within a few updates.
     """
     columns = zip(found["bfloat16"].T, found["float32"].T, strict=True)
     estimates = [Estimate.of(statistic, [of_bfloat16], [of_float32]) for of_bfloat16, of_float32 in columns]

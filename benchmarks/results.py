@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Train tasks over several seeds by `ppo-mpi train`, and set them beside published scores.
+"""Train tasks over several seeds with `ppo-mpi train`, and compare them with published scores.
 
-`make results`, or `python -m benchmarks.results --jobs 2`, trains nine MuJoCo tasks by one set of hyperparameters for a
-million steps over ten seeds; `--study 10M` four of them for ten million over three; `--study classic` those of classic
-control over five. It can be stopped (Ctrl-C writes checkpoints) and started again: it goes on where it was, and runs
-that are there already are not repeated. Each leaves its progress.csv, and its run.toml with versions, in `results/`.
-After a change of settings, delete `runs/unfinished` first.
+`make results`, or `python -m benchmarks.results --jobs 2`, trains nine MuJoCo tasks with one set of hyperparameters for
+a million steps and ten seeds each; `--study 10M` trains four of them for ten million steps and three seeds;
+`--study classic` trains the classic control tasks with five seeds. The script can be stopped (Ctrl-C writes
+checkpoints) and restarted: it continues where it was, and existing runs are not repeated. Each run leaves its
+progress.csv, and its run.toml with versions, in `results/`. After a change of settings, delete `runs/unfinished` first.
 """
 
 import argparse
@@ -37,11 +37,11 @@ UNFINISHED = ROOT / "runs" / "unfinished"
 
 @dataclass(frozen=True)
 class Study:
-    """Tasks trained for so many steps (None: the preset's), with the scores that others published; None: not published.
+    """Tasks trained for `steps` steps (None: the preset's), with scores published by others (None: not published).
 
-    `flags` are those of `ppo-mpi train` that the runs have beside task, seed and steps. `published` are returns of
-    training episodes, by `sources`, and `tested` those of `testers`, who play test episodes. `chosen_by` says by how
-    many of a task's seeds, from 0 on, settings were chosen, else 1: the mean of the new ones owes nothing to that.
+    `flags` are given to `ppo-mpi train` besides task, seed and steps. `published` are returns of training episodes,
+    from `sources`, and `tested` are returns of test episodes, from `testers`. `chosen_by` gives, by task, how many
+    seeds, from 0 on, settings were chosen by (else 1): the mean of the new seeds does not depend on that choice.
     """
 
     directory: Path
@@ -59,14 +59,14 @@ class Study:
         return self.directory / task / f"seed{seed}.csv"
 
     def runs(self, task: str) -> list[Run]:
-        """Return the runs of a task that are there."""
+        """Return the existing runs of a task."""
         return runs_in(self.directory / task)
 
 
 # Mean returns of training episodes: P, the PPO paper (v1, last 100 episodes, read from its curves); SU, OpenAI Spinning
 # Up (v3); CR, CleanRL (v4); the curves of this package's predecessor (v4).
-# Mean returns of test episodes: T, Tianshou (v3, 10 seeds) and X, XuanCe (v4), at the best moment; Z, rl-baselines3-zoo
-# (one run, at the end: of Acrobot and MountainCar after 1M steps, MountainCarContinuous 20k, the others 100k).
+# Mean returns of test episodes: T, Tianshou (v3, 10 seeds) and X, XuanCe (v4), at the best time; Z, rl-baselines3-zoo
+# (one run, at the end: after 1M steps for Acrobot and MountainCar, 20k for MountainCarContinuous, else 100k).
 CLASSIC_CONTROL: dict[str, tuple[float, ...]] = {
     "CartPole-v1": (500,),
     "Acrobot-v1": (-73.506,),
@@ -127,14 +127,14 @@ STUDIES = {
 
 
 def train(study: Study, task: str, seed: int) -> None:
-    """Train a task by `ppo-mpi train`, so by its preset, on one rank, and keep what it logged."""
+    """Train a task with `ppo-mpi train`, and thus its preset, on one rank, and keep its log."""
     steps = () if study.steps is None else ("--total-steps", str(study.steps))
     arguments = [task, "--seed", str(seed), *steps, "--quiet", *study.flags]
     train_and_keep(study.place(task, seed), arguments, OMP_NUM_THREADS="1")
 
 
 def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] = (), **environment: str) -> None:
-    """Run `ppo-mpi train` with such arguments, or go on with it, and keep what it logged as `kept`.
+    """Run `ppo-mpi train` with these arguments, or resume it, and keep its log as `kept`.
 
     Raises:
         SystemExit: the run was stopped, or failed.
@@ -147,7 +147,7 @@ def train_and_keep(kept: Path, arguments: Sequence[str], launch: Sequence[str] =
 
 
 def launcher(ranks: int) -> list[str]:
-    """Return what a command begins with to run on so many ranks; nothing for one."""
+    """Return the beginning of a command that runs on this many ranks; nothing for one."""
     return [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
 
 
@@ -157,7 +157,7 @@ def unfinished(kept: Path) -> Path:
 
 
 def run_to_its_end(command: Sequence[str], kept: Path, **environment: str) -> None:
-    """Run a training's command, and let it write a checkpoint where Ctrl-C stops both.
+    """Run a training command; if Ctrl-C stops both, wait for it to write a checkpoint.
 
     Raises:
         SystemExit: the run was stopped, or failed.
@@ -166,7 +166,7 @@ def run_to_its_end(command: Sequence[str], kept: Path, **environment: str) -> No
     status = None
     with subprocess.Popen(command, cwd=ROOT, env=variables) as process:
         while status is None:
-            with contextlib.suppress(KeyboardInterrupt):  # the run has got it too, and writes a checkpoint
+            with contextlib.suppress(KeyboardInterrupt):  # the run gets it too, and writes a checkpoint
                 status = process.wait()
     if status == REQUEUE:
         raise SystemExit(f"{kept.relative_to(ROOT)} was stopped: the same command goes on")
@@ -175,7 +175,7 @@ def run_to_its_end(command: Sequence[str], kept: Path, **environment: str) -> No
 
 
 def keep(directory: Path, kept: Path) -> None:
-    """Keep the progress.csv of a finished run as `kept`, and beside it its run.toml, which starts it elsewhere too."""
+    """Keep a finished run's progress.csv as `kept`, and next to it its run.toml, which can also start it elsewhere."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     text = (directory / "run.toml").read_text(encoding="utf-8")
     text = text.replace(str(directory), NONE).replace(f"{ROOT}/", "")
@@ -184,13 +184,13 @@ def keep(directory: Path, kept: Path) -> None:
 
 
 def runs_in(directory: Path) -> list[Run]:
-    """Return the runs of all seeds that a directory holds; none where it is not there."""
+    """Return the runs of all seeds in a directory; none if it does not exist."""
     found = (read_run(path) for path in sorted(directory.glob("seed*.csv")))
     return [run for run in found if run is not None]
 
 
 def tabulate(study: Study) -> None:
-    """Write the table of all results that are there, and draw their curves."""
+    """Write the table of all existing results, and draw their curves."""
     rows: list[list[str]] = []
     for task, published in study.published.items():
         runs = study.runs(task)
@@ -216,11 +216,11 @@ def tabulate(study: Study) -> None:
 
 
 def tabulate_tests(study: Study) -> None:
-    """Write the table of the runs' test episodes: the highest mean over seeds at one time, and the last."""
+    """Write the table of the runs' test episodes: the highest mean over seeds at any one time, and the last."""
     header = ["task", "highest_mean", "std", "last_mean", "at_steps", "seeds", *study.testers, "not_below"]
     rows = []
     for task, published in study.tested.items():
-        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))  # also of runs in which no episode has ended
+        paths = sorted(study.place(task, 0).parent.glob("seed*.csv"))  # also runs in which no episode has ended
         read = [read_columns("runs", path, ("total_steps",), optional=("evaluation_return",)) for path in paths]
         tests = [dict(zip(*run[:, np.isfinite(run[1])], strict=True)) for run in read if np.isfinite(run[1]).any()]
         if len(tests) < len(read):
@@ -240,7 +240,7 @@ def tabulate_tests(study: Study) -> None:
 
 
 def rounded(value: float) -> str:
-    """Return a number for a table; nothing for NaN, as the deviation of a single seed is."""
+    """Return a number for a table; nothing for NaN, such as the deviation of a single seed."""
     return "" if np.isnan(value) else f"{value:.1f}"
 
 
@@ -253,7 +253,7 @@ def write(path: Path, table: Sequence[Sequence[str]]) -> None:
 
 
 def write_and_draw(directory: Path, table: Sequence[Sequence[str]]) -> None:
-    """Write the table of a directory of runs as scores.csv, print it, and draw the runs' curves beside it."""
+    """Write the table of a directory of runs as scores.csv, print it, and draw the runs' curves next to it."""
     write(directory / "scores.csv", table)
     plot_runs([directory], directory / "curves", labels=["ppo_mpi_base"])
 
@@ -276,9 +276,9 @@ def main() -> None:
 
 
 def train_all(runs: Sequence[tuple[Study, str, int]], jobs: int) -> None:
-    """Train tasks by seeds, several at a time, and show what they reach and how long the rest takes.
+    """Train tasks and seeds, several at a time, and show their scores and how long the rest will take.
 
-    Runs that are there already are not repeated.
+    Existing runs are not repeated.
     """
     runs = [(study, task, seed) for study, task, seed in runs if not study.place(task, seed).exists()]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Measure training speed side by side with other libraries: `make bench`, or `python -m benchmarks.run --rounds 5`.
 
-Each contestant is a program in `contestants/`, which warms up, measures, and ends with one line of JSON. All take
-turns, so that a machine that drifts treats them alike; medians count. Peers are installed into `.venv-bench/`.
+Each contestant is a program in `contestants/` that warms up, measures, and ends with one line of JSON. All take turns,
+so that drift of the machine affects all alike; medians count. Peers are installed into `.venv-bench/`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ ALL = {
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of two contestants' speeds that is to be reached, or that explains another (without a target)."""
+    """A ratio of two contestants' speeds that should be reached or, without a target, that explains another."""
 
     text: str
     of: str
@@ -107,15 +107,15 @@ COMMUNICATION = {
     "paper": "communication / update, paper's setting (at most)",
     "throughput": "communication / update, the throughput setting (at most)",
 }
-MOST_COMMUNICATION = 0.1  # of the time of an update, waiting for the other rank not counted
+MOST_COMMUNICATION = 0.1  # of the time of an update, not counting the wait for the other rank
 
 Figures = dict[str, float]
 Rounds = Mapping[str, list[Figures | None]]
-"""What each contestant was measured at, round by round; None where it failed."""
+"""Measurements of each contestant, round by round; None where it failed."""
 
 
 def measure(contestant: Contestant, seconds: float) -> Figures | None:
-    """Run a contestant once; return its figures with its memory, or say in one line how it failed."""
+    """Run a contestant once; return its figures and memory, or print in one line how it failed."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -145,7 +145,7 @@ def measure(contestant: Contestant, seconds: float) -> Figures | None:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """End a contestant and what it has started: first so that it can clean up, then by force."""
+    """End a contestant and all processes it started: first so that they can clean up, then by force."""
     for sent in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, sent)
@@ -153,7 +153,7 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def memory(process: int) -> dict[int, float]:
-    """Return the peak resident memory so far, in MB, of a process and all that it has started; Linux only."""
+    """Return the peak resident memory so far, in MB, of a process and all its descendants; Linux only."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
         started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
@@ -182,9 +182,9 @@ def ratios(of: list[Figures | None], to: list[Figures | None]) -> list[float]:
 
 
 def table(measured: Rounds) -> list[dict[str, str]]:
-    """Return a row for each target of which both sides were measured.
+    """Return a row for each target with both sides measured.
 
-    The median of the rounds' ratios counts: a shared machine may drift, but hardly within a round.
+    The median of the rounds' ratios counts, since a shared machine may drift, but hardly within a round.
     """
     median, rows = medians(measured), []
     for target in TARGETS:
@@ -244,7 +244,7 @@ def write(directory: Path, measured: Rounds, median: Mapping[str, Figures], rows
 
 
 def _instructions() -> str:
-    """Return which instructions torch uses here, as "AVX512" and whether there are some for bfloat16."""
+    """Return which instructions torch uses here, such as "AVX512", and whether some are for bfloat16."""
     import torch
 
     from ppo_mpi_base.policies import lacks_bfloat16
@@ -285,12 +285,12 @@ def draw(path: Path, measured: Rounds, median: Mapping[str, Figures], rows: list
         drawn.set_fontsize(9)
         drawn.scale(1, 1.6)
         for (_, column), cell in drawn.get_celld().items():
-            cell.PAD = 0.1 if column else 0.02  # a share of the column's width, and the first is wide
+            cell.PAD = 0.1 if column else 0.02  # a fraction of the column's width, and the first is wide
     figure.savefig(path, dpi=150)
 
 
 def _draw_bars(axes: Axes, task: str, names: list[str], measured: Rounds, median: Mapping[str, Figures]) -> None:
-    """Draw the bars of a task, whose speeds have a scale of their own."""
+    """Draw the bars of one task, on a scale of its own."""
     for place, name in enumerate(names):
         ours = ALL[name].label.startswith("ours")
         axes.barh(place, median[name]["steps_per_second"], color="tab:blue" if ours else "0.75")
@@ -327,7 +327,7 @@ def main() -> None:
         sys.exit("nothing was measured")
     rows = table(measured)
     show(median, rows)
-    # What was measured in part does not take the place of the whole.
+    # A partial measurement does not replace a complete one.
     write(RESULTS if set(median) == set(ALL) else PARTS, measured, median, rows)
 
 

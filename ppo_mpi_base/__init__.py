@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Proximal Policy Optimization as a base for research: `ppo_mpi_base.ppo` has the algorithm."""
+"""Proximal Policy Optimization as a base for research; the algorithm is in `ppo_mpi_base.ppo`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m ppo_mpi_base` is the command `ppo-mpi`."""
+"""Run the command `ppo-mpi` as `python -m ppo_mpi_base`."""
 
 from ppo_mpi_base.cli import command
 

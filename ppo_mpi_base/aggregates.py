@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Statistics of scores over seeds and tasks, with bootstrap intervals: Agarwal et al. 2021, arxiv.org/abs/2108.13264.
 
-`Scores` are an array (seeds, tasks), or a list with an array (seeds,) for each task, where seeds may differ in number.
+`Scores` are an array (seeds, tasks), or a list with an array (seeds,) for each task, which may differ in length.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def mean(scores: Scores) -> Floats:
 
 
 def difference(a: Scores, b: Scores) -> Floats:
-    """Return the mean of `a`, as `mean` has it, less that of `b`."""
+    """Return `mean(a)` minus `mean(b)`."""
     return mean(a) - mean(b)
 
 
 def sample_deviation(scores: ArrayLike) -> float:
-    """Return the standard deviation of what scores (seeds,) are a sample of, by Bessel's correction; NaN of one."""
+    """Return the sample standard deviation of scores (seeds,), with Bessel's correction; NaN for a single score."""
     values = np.asarray(scores, dtype=np.float64)
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
 def interquartile_mean(scores: Scores) -> Floats:
-    """Return the mean of the middle half of all runs, of all tasks together (Agarwal et al. 2021, section 4.3).
+    """Return the mean of the middle half of all runs, pooled over tasks (Agarwal et al. 2021, section 4.3).
 
     A quarter of the runs, rounded down, is dropped at each end. Tasks need a common scale: see `normalize`.
     """
@@ -60,9 +60,9 @@ def interquartile_mean(scores: Scores) -> Floats:
 
 
 def probability_of_improvement(a: Scores, b: Scores) -> Floats:
-    """Return P(X > Y) + P(X = Y) / 2 of a run X of `a` and a run Y of `b`, the mean over tasks (section 4.3).
+    """Return P(X > Y) + P(X = Y) / 2 for a run X of `a` and a run Y of `b`, averaged over tasks (section 4.3).
 
-    For each task it is the Mann-Whitney statistic U / (seeds of a x seeds of b).
+    For each task, it is the Mann-Whitney statistic U / (seeds of a x seeds of b).
 
     Raises:
         ConfigurationError: the two have different numbers of tasks.
@@ -79,18 +79,18 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the stratified percentile bootstrap interval of a statistic of one or more scores.
 
-    Seeds are drawn again with replacement, within each task and each of `samples`. With few seeds the interval is too
-    narrow: with 3 it covers the truth less often than `level` says.
+    Seeds are resampled with replacement, within each task and each of `samples`. With few seeds the interval is too
+    narrow: with 3, it covers the true value less often than `level`.
 
     Args:
-        statistic: takes as many scores as there are `samples`, as lists of arrays (draws, seeds), and returns (draws,).
-        samples: scores, of as many seeds a task as there are.
-        draws: how often to draw.
-        level: share of the drawn statistics inside the interval, from 0 to 1.
-        seed: of the draws; the same seed gives the same interval.
+        statistic: takes one argument for each of `samples`, a list of arrays (draws, seeds), and returns (draws,).
+        samples: scores, with any number of seeds per task.
+        draws: number of resamplings.
+        level: fraction of the resampled statistics inside the interval, from 0 to 1.
+        seed: seed of the resampling; the same seed gives the same interval.
 
     Returns:
-        Both ends; NaN where some task has a single seed, of which nothing is known about the spread.
+        Both ends; NaN if a task has a single seed, which says nothing about the spread.
     """
     strata = [by_task(scores) for scores in samples]
     if min(len(task) for tasks in strata for task in tasks) < 2:
@@ -116,7 +116,7 @@ def normalize(scores: Scores, references: Sequence[tuple[float, float]]) -> list
 def references_of(starts: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     """Return a task's reference scores from its runs: the lowest return that one started with, and the highest score.
 
-    Where no run rose above that start, the high reference lies as far above it as the lowest score lies below.
+    If no score is above that start, the high reference is as far above it as the lowest score is below it.
     """
     low, worst, best = float(np.min(starts)), float(np.min(scores)), float(np.max(scores))
     return low, best if best > low else low + ((low - worst) or 1.0)

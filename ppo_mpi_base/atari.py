@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Games of the Arcade Learning Environment, processed as in the literature: one at a time, or many by its native code.
+"""Games of the Arcade Learning Environment, processed as in the literature: one at a time, or many in its native code.
 
-Both ways give the same frames, rewards and ends for the same starts and actions: 4 frames a step, of which the last two
-are pooled by their maximum; 84x84 grey pixels; 4 such frames stacked, (4, 84, 84) bytes, black ones before a game's
-start; no sticky actions. A game starts by FIRE where the game has it, and by up to 30 frames without action. A lost
-life ends an episode of training, but the game goes on from there (FIRE is then the agent's to press; OpenAI Baselines
-presses it), and whole games are reported as `info["episode"]`. Rewards are the game's own: `PPO(clip_rewards=True)`
-learns from their signs.
+Both ways give the same frames, rewards and ends for the same starts and actions: 4 frames per step, the last two
+max-pooled; 84x84 grey pixels; 4 such frames stacked, (4, 84, 84) bytes, with black ones before a game's start; no
+sticky actions. A game starts with FIRE, if it has that action, and up to 30 no-op frames. A lost life ends a training
+episode, but the game continues from there (the agent must then press FIRE itself; OpenAI Baselines presses it), and
+whole games are reported as `info["episode"]`. Rewards are the game's own: `PPO(clip_rewards=True)` learns from their
+signs.
 
     PPO(env_fn=atari_env, make_vec_env_fn=atari_vector_env, env_kwargs={"env_id": "ALE/Breakout-v5"}, ...)
 
@@ -46,20 +46,20 @@ def atari_env(
     max_game_steps: int = 27_000,
     render_mode: str | None = None,
 ) -> gymnasium.Env:
-    """Build one game by Gymnasium's wrappers. It needs the package opencv-python-headless.
+    """Build one game with Gymnasium's wrappers. It needs the package opencv-python-headless.
 
     Args:
         env_id: such as "ALE/Breakout-v5".
-        life_loss_ends: end an episode at each lost life; the game itself goes on at the next reset.
-        noop_max: a game starts by 1 to so many frames without action, drawn from `np_random`; 0: by none.
+        life_loss_ends: end an episode at each lost life; the game itself continues at the next reset.
+        noop_max: a game starts with 1 to this many no-op frames, drawn from `np_random`; 0: none.
         max_game_steps: steps of 4 frames after which a game is truncated.
-        render_mode: "rgb_array" for pictures of the screen, as Gymnasium has it.
+        render_mode: "rgb_array" for images of the screen, as in Gymnasium.
 
     Raises:
-        ConfigurationError: `env_id` is no game, or another keyword is out of its range.
+        ConfigurationError: `env_id` is not a game, or another keyword is out of range.
     """
     _check(env_id, life_loss_ends, noop_max, max_game_steps)
-    # Frames are read from the emulator by AtariPreprocessing; "grayscale" only spares the colours of those it skips.
+    # AtariPreprocessing reads frames from the emulator; "grayscale" only avoids colours for those that it skips.
     game = gymnasium.make(
         env_id,
         frameskip=1,
@@ -88,21 +88,21 @@ def atari_vector_env(
 ) -> VectorEnv:
     """Build n games in ale_py's native vector environment, with as many threads as the rank has cores.
 
-    Two things differ from `atari_env`. It draws the frames without action by itself, from the seeds of its first reset:
-    0 to `noop_max - 2` of them after FIRE, or 0 to `noop_max - 1` where there is no FIRE. And of a game that is
-    truncated, the very last frame is the one before it, pooled with a later screen.
+    Two things differ from `atari_env`. It draws the number of no-op frames itself, from the seeds of its first reset:
+    0 to `noop_max - 2` after FIRE, or 0 to `noop_max - 1` if there is no FIRE. And in a truncated game, the very last
+    frame is the one before it, pooled with a later screen.
 
     Args:
-        env_fn: not called; it is what `PPO` hands to each `make_vec_env_fn`.
-        n: how many games.
+        env_fn: not called; `PPO` passes it to every `make_vec_env_fn`.
+        n: number of games.
         env_id: as for `atari_env`, like the next three.
         life_loss_ends: end an episode at each lost life.
         noop_max: see above.
         max_game_steps: steps of 4 frames after which a game is truncated.
-        autoreset_mode: NEXT_STEP or SAME_STEP, which PPO trains alike.
+        autoreset_mode: NEXT_STEP or SAME_STEP; PPO trains alike with both.
 
     Raises:
-        ConfigurationError: `env_id` is no game, or another keyword is out of its range.
+        ConfigurationError: `env_id` is not a game, or another keyword is out of range.
     """
     _check(env_id, life_loss_ends, noop_max, max_game_steps)
     games = gymnasium.make_vec(
@@ -121,9 +121,9 @@ def atari_vector_env(
 
 
 def _check(env_id: str, life_loss_ends: bool, noop_max: int, max_game_steps: int) -> None:
-    """Raise `ConfigurationError` for a keyword that is out of its range.
+    """Raise `ConfigurationError` for a keyword that is out of range.
 
-    `env_id` must be the name of a game, of the version whose processing is left to us.
+    `env_id` must name a game, in the version that leaves processing to us.
     """
     checked("life_loss_ends", life_loss_ends, bool)
     checked("noop_max", noop_max, CountOrZero)
@@ -134,7 +134,7 @@ def _check(env_id: str, life_loss_ends: bool, noop_max: int, max_game_steps: int
 
 
 class FireAtStart(gymnasium.Wrapper):
-    """Presses FIRE in the first frame of each game: some games start by it."""
+    """Presses FIRE in the first frame of each game, since some games need it to start."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -148,12 +148,12 @@ class FireAtStart(gymnasium.Wrapper):
 
 
 class LostLifeEnds(gymnasium.Wrapper):
-    """Ends an episode at each lost life. The next reset then goes on with the game, from the frame that was last seen.
+    """Ends an episode at each lost life. The next reset then continues the game, from the last frame that was seen.
 
     A reset at any other time, or with a seed, begins a new game.
     """
 
-    _last: tuple[Any, dict[str, Any]] | None = None  # what a reset returns where it goes on
+    _last: tuple[Any, dict[str, Any]] | None = None  # what a reset returns if it continues
     _lives = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -166,7 +166,7 @@ class LostLifeEnds(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take one step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        # Some games go on for a few frames without a life; then their own end is the end.
+        # Some games continue for a few frames without a life; then the episode ends when they do.
         lost = 0 < info["lives"] < self._lives and not (terminated or truncated)
         self._last, self._lives = (observation, info) if lost else None, info["lives"]
         return observation, reward, terminated or lost, truncated, info
@@ -175,7 +175,7 @@ class LostLifeEnds(gymnasium.Wrapper):
 class LostLivesEnd(VectorWrapper):
     """Does for ale_py's vector environment what `LostLifeEnds` does for one game, and reports whole games.
 
-    No autoreset mode starts a game anew where only a life was lost: after such an end the next step is one of the same
+    No autoreset mode restarts a game when only a life was lost: after such an end, the next step continues the same
     game, and the next reset with a "reset_mask" leaves that game alone.
     """
 
@@ -199,7 +199,7 @@ class LostLivesEnd(VectorWrapper):
         games = {"r": self._returns.copy(), "l": self._lengths.copy()}
         if anew.any():
             self._observations, infos = self.env.reset(seed=seed, options={"reset_mask": anew})
-        if cut.any() and seed is None:  # by a limit on steps, and reported as far as they went
+        if cut.any() and seed is None:  # by a step limit; reported as far as they went
             infos = {**infos, "episode": games, "_episode": cut}
         self._begin(anew, infos["lives"])
         self._lost = self._lost & ~chosen
@@ -207,7 +207,7 @@ class LostLivesEnd(VectorWrapper):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step; `infos["episode"]` has return "r" and length "l" of the games in `infos["_episode"]`."""
-        started = np.zeros_like(self._over) if self._same_step else self._over  # by this step, in place of an action
+        started = np.zeros_like(self._over) if self._same_step else self._over  # by this step, instead of an action
         self._observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._returns += rewards
         self._lengths += 1
@@ -226,7 +226,7 @@ class LostLivesEnd(VectorWrapper):
         return self._observations, rewards, terminated | self._lost, truncated, infos
 
     def _begin(self, games: np.ndarray, lives: np.ndarray) -> None:
-        """Count anew for games, (n,) bool, that have begun."""
+        """Reset the counts of games, (n,) bool, that have begun."""
         self._returns[games], self._lengths[games] = 0.0, 0
         self._lives = np.where(games, lives, self._lives)
         self._over = self._over & ~games

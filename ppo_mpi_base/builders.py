@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
-    """Build something on each rank; a `ConfigurationError` or `TrainingError` on any of them is raised on all.
+    """Build something on each rank; a `ConfigurationError` or `TrainingError` on any rank is raised on all.
 
     Collective: call on all ranks.
     """
@@ -39,15 +39,15 @@ def checked_together(ranks: Communicator, build: Callable[[], T]) -> T:
 
 
 OF_A_RANK = {"log_directory", "device", "env_kwargs", "quiet", "max_seconds", "stop_deadline", "checkpoint_seconds"}
-"""Keywords that may differ from rank to rank: one rank's clock is enough to stop all, or rank 0's decides."""
+"""Keywords that may differ between ranks. One rank's time limit stops all; only rank 0's checkpoint_seconds count."""
 TABLES = ("policy_kwargs", "critic_kwargs", "loss_coefficients")
 
 
 def check_equal_keywords(config: Config, ranks: Communicator) -> None:
-    """Raise if a number or word is another one on this rank than on rank 0. Collective: call on all ranks.
+    """Raise if a number or string differs between this rank and rank 0. Collective: call on all ranks.
 
     Raises:
-        ConfigurationError: it is; ranks would wait for each other in vain, or train different networks.
+        ConfigurationError: it differs; ranks would wait for each other in vain, or train different networks.
     """
     named = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     named |= {f"{table}[{name!r}]": value for table in TABLES for name, value in named[table].items()}
@@ -63,14 +63,14 @@ def check_equal_keywords(config: Config, ranks: Communicator) -> None:
 
 
 def _differing(mine: dict[str, Any], ranks: Communicator, missing: Any = None) -> tuple[str, Any, Any] | None:
-    """Return a name under which this rank has another value than rank 0, and both. Collective: call on all ranks."""
+    """Return a name whose value differs from rank 0's, and both values, or None. Collective: call on all ranks."""
     first = ranks.gather_all(mine)[0]
     each = ((name, mine.get(name, missing), first.get(name, missing)) for name in dict.fromkeys([*mine, *first]))
     return next((found for found in each if found[1] != found[2]), None)
 
 
 def choose_device(config: Config, ranks: Communicator) -> torch.device:
-    """Return the device of this rank's networks, with its number if it has one, and make it torch's current one.
+    """Return the device of this rank's networks, with its index if it has one, and make it torch's current device.
 
     Collective: call on all ranks.
 
@@ -79,7 +79,7 @@ def choose_device(config: Config, ranks: Communicator) -> torch.device:
     """
     device = torch.empty(0, device="cpu" if config.device is None else config.device).device
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # autocast asks for this one
+        torch.cuda.set_device(device)  # autocast uses the current one
     check_equal_devices(device, ranks)
     return device
 
@@ -88,7 +88,7 @@ def check_equal_devices(device: torch.device, ranks: Communicator) -> None:
     """Raise if this rank's device is of another kind than rank 0's. Collective: call on all ranks.
 
     Raises:
-        ConfigurationError: it is; each rank makes its own steps of Adam, whose last bits would differ.
+        ConfigurationError: it is; each rank takes its own Adam steps, whose last bits would differ.
     """
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if (found := _differing({"device": kind}, ranks)) is not None:
@@ -99,7 +99,7 @@ def check_equal_devices(device: torch.device, ranks: Communicator) -> None:
 
 
 def build_environment(env_fn: Callable[..., gymnasium.Env], env_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """Build one environment, or raise `ConfigurationError` where it is none."""
+    """Build one environment, or raise `ConfigurationError` if `env_fn` returns something else."""
     check_takes("env_fn", env_fn, **env_kwargs)
     environment = env_fn(**env_kwargs)
     if not isinstance(environment, gymnasium.Env):
@@ -111,7 +111,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
     """Build the N environments of this rank.
 
     Raises:
-        ConfigurationError: a builder gives something else than it should, or spaces are not supported.
+        ConfigurationError: a function returns something other than it should, or spaces are not supported.
     """
     n = config.environments_per_rank
     made: list[gymnasium.Env] | gymnasium.vector.VectorEnv
@@ -138,7 +138,7 @@ def build_environments(config: Config, ranks: Communicator) -> Environments:
 
 
 def _staggered(longest: int | None, ranks: Communicator, n: int) -> list[int] | None:
-    """Return lengths for a rank's n environments, which over all ranks are spread evenly up to the longest."""
+    """Return first-episode lengths for a rank's n environments, spread evenly up to `longest` over all ranks."""
     if longest is None:
         return None
     return [-(-longest * (ranks.rank * n + i + 1) // (ranks.size * n)) for i in range(n)]  # rounded up
@@ -167,7 +167,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     """Build policy and value networks with equal weights on all ranks, from the seed.
 
     Raises:
-        ConfigurationError: a network fails on the spaces, or gives the wrong shape; or none can be trained.
+        ConfigurationError: a network fails on the spaces or returns the wrong shape, or none can be trained.
     """
     seeds = seed_sequence(config.seed, NETWORKS).generate_state(2, np.uint64)
     torch.manual_seed(int(seeds[0]))
@@ -185,8 +185,8 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         initial_log_std=config.initial_log_std,
         normalize_observations=config.normalize_observations,
         precision=config.precision,
-    ).cpu()  # where all ranks draw the same weights, wherever the user's functions have put theirs
-    # As many as numbers of the output, rows would look like columns.
+    ).cpu()  # the CPU, where all ranks draw the same weights, wherever the user's functions put theirs
+    # Not as many as the network's outputs, or rows would look like columns.
     observations = any_observations(space, 3 if act_dim == 2 else 2)
     check_networks(actor_critic, observations)
     if not any(parameter.requires_grad for parameter in actor_critic.parameters()):
@@ -204,12 +204,12 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
     actor_critic.to(device)
     if device.type != "cpu":
         with undisturbed(actor_critic, evaluating=False):
-            check_networks(actor_critic, observations.to(device))  # of a tensor that no buffer is, `to` knows nothing
+            check_networks(actor_critic, observations.to(device))  # `to` does not move tensors that are not buffers
     return actor_critic
 
 
 def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: Any, **keywords: Any) -> torch.nn.Module:
-    """Build a network by the user's function, or raise `ConfigurationError` where it does not take what it gets."""
+    """Build a network with the user's function, or raise `ConfigurationError` if it does not accept its arguments."""
     if isinstance(build, torch.nn.Module):
         raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")
     check_takes(name, build, *["obs_dim", "act_dim"][: len(sizes)], **keywords)

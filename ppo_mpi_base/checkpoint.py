@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: written whole or not at all, verified before use, and continued bit for bit."""
+"""Checkpoints: written whole or not at all, verified before use, and resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEPT = 3
-"""Checkpoints that stay on the disk; older ones are deleted after a newer one is whole."""
+"""How many checkpoints stay on disk; older ones are deleted once a newer one is whole."""
 
 
 class Checkpoints:
     """The checkpoints of a run, in `save_location`/checkpoints: `<total_steps>.safetensors` with a JSON file beside it.
 
-    The JSON file is written last and holds the checksums of both, so that it makes the checkpoint valid.
+    The JSON file is written last and holds the checksums of both: it makes the checkpoint valid.
 
     Args:
         save_location: the run's; None writes nothing.
         ranks: the run's.
         seconds: time between two checkpoints.
-        tell: gets a line where a checkpoint is damaged or could not be written.
+        tell: prints a line if a checkpoint is damaged or could not be written.
 
     Attributes:
-        failed: whether the last one could not be written.
+        failed: whether the last checkpoint could not be written.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class Checkpoints:
         self.failed = False
 
     def begin_anew(self) -> None:
-        """Move another run's checkpoints and networks out of the way, on rank 0: nobody's results are lost or mixed."""
+        """Move another run's checkpoints and networks aside, on rank 0, so that no results are lost or mixed."""
         if self.ranks.is_root and self.directory is not None:
             former = [
                 self.directory,
                 *sorted(self.directory.parent.glob("best.*")),
                 *self.directory.parent.glob("latest.*"),
             ]
-            set_aside(*(path for path in former if path.name.count(".") < 2))  # not what was moved already
+            set_aside(*(path for path in former if path.name.count(".") < 2))  # not what was moved earlier
 
     @property
     def due(self) -> bool:
-        """Whether it is time for one, on this rank's clock."""
+        """Whether it is time for a checkpoint, by this rank's clock."""
         return self.directory is not None and time.monotonic() - self._written_at >= self.seconds
 
     def save(self, worker: Worker) -> None:
-        """Write a checkpoint; a failure is told, and does not end the run. Collective: call on all ranks."""
+        """Write a checkpoint; a failure is reported, but does not end the run. Collective: call on all ranks."""
         self._written_at = time.monotonic()
         if self.directory is None:
             return
@@ -80,7 +80,7 @@ class Checkpoints:
         self.failed = self.ranks.max(float(failed)) > 0
 
     def _saved(self, worker: Worker, local: list[dict[str, np.ndarray]]) -> bool:
-        """Write a checkpoint, on rank 0, given the `local_state` of each rank; return whether it is on the disk."""
+        """Write a checkpoint, on rank 0, given the `local_state` of each rank; return whether it is on disk."""
         tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state(worker).items()}
         for rank, arrays in enumerate(local):
             tensors.update({f"rank{rank}/{name}": array for name, array in arrays.items()})
@@ -93,7 +93,7 @@ class Checkpoints:
         return True
 
     def outlook(self) -> str:
-        """Say what becomes of a run that was stopped, or whose end could not be written, on rank 0."""
+        """Say, on rank 0, how a run that was stopped, or whose end could not be written, can continue."""
         if not self.failed:
             return 'resume="auto" continues'
         found = self.newest() if self.ranks.is_root else None
@@ -110,7 +110,7 @@ class Checkpoints:
         write_whole(path.with_suffix(".safetensors"), content)
         write_whole(path.with_suffix(".json"), json.dumps({**facts, "self": _digest(facts)}, indent=1).encode())
         kept = {path.stem for path in self.found[:KEPT]}
-        # JSON first: tensors without it are none. They and parts of files are what a kill left behind.
+        # JSON first: tensors without it are no checkpoint. A kill may have left such tensors, or parts of files.
         for pattern in ("*.json", "*.safetensors", ".*.part"):
             for path in self.directory.glob(pattern):
                 if path.stem not in kept:
@@ -118,14 +118,14 @@ class Checkpoints:
 
     @property
     def found(self) -> list[Path]:
-        """The JSON files of the checkpoints that are there, whole or damaged, the newest first."""
+        """The JSON files of all checkpoints on disk, whole or damaged, the newest first."""
         return sorted(self.directory.glob("*.json"), reverse=True) if self.directory else []
 
     def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Return the newest whole checkpoint, or None; damaged ones are told and passed over.
+        """Return the newest whole checkpoint, or None; damaged ones are reported and skipped.
 
         Raises:
-            ConfigurationError: the newest was written by a newer version of this package, or cannot be read now.
+            ConfigurationError: it was written by a newer version of this package, or cannot be read now.
         """
         for path in self.found:
             try:
@@ -144,13 +144,13 @@ class Checkpoints:
     def _with_saved_best(
         self, found: tuple[dict[str, Any], dict[str, np.ndarray]] | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Let a checkpoint know which networks are saved: worse ones must not replace better ones of after it."""
+        """Add the return of the saved networks to a checkpoint: worse ones must not replace better, later ones."""
         if found is not None and self.directory is not None:
             reports = found[0]["reports"]
             reports["saved_return"] = float("nan")
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there are none
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none are saved
                 best = self.directory.parent / "best.safetensors"
-                if not (saved := saved_at(best.read_bytes())):  # by an earlier version
+                if not (saved := saved_at(best.read_bytes())):  # saved by an earlier version
                     saved = json.loads(best.with_suffix(".json").read_bytes())
                 reports["saved_return"] = float(saved["episode_return"])
                 if saved["total_steps"] > found[0]["total_steps"] and reports["best_return"] is not None:
@@ -191,7 +191,7 @@ def _digest(facts: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return a checkpoint's facts and arrays, or raise what is wrong with it."""
+    """Return a checkpoint's facts and arrays, or raise an error that says what is wrong with it."""
     facts = json.loads(path.read_bytes())
     if not isinstance(facts, dict) or facts.pop("self", None) != _digest(facts):
         raise ValueError("its description does not have its checksum")
@@ -207,7 +207,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` where a checkpoint has other spaces or other parameters, even if as many."""
+    """Raise `ConfigurationError` if a checkpoint has other spaces or other parameters, even if equally many."""
     for name, wanted in mine.items():
         if (found := facts.get(name, wanted)) != wanted:  # an earlier version did not write all
             if name == "parameters":
@@ -219,15 +219,15 @@ def _check_same(mine: dict[str, Any], facts: dict[str, Any]) -> None:
 
 
 def _other_coefficients(worker: Worker, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return, as arrays of a checkpoint, the coefficients that keywords set to other values than before."""
+    """Return, named as in a checkpoint, the coefficients whose keywords have changed since."""
     changed = _changed(worker, facts)
     changed += [name.removeprefix("anneal_") for name in changed if name.startswith("anneal_")]
     return {f"coefficients/{name}": np.array(x) for name, x in worker.config.coefficients.items() if name in changed}
 
 
 def _changed(worker: Worker, facts: dict[str, Any]) -> list[str]:
-    """Return which keywords of rates and coefficients are not as in the run that wrote a checkpoint."""
-    if "keywords" not in facts:  # by an earlier version
+    """Return which keywords for rates and coefficients differ from those of the run that wrote a checkpoint."""
+    if "keywords" not in facts:  # written by an earlier version
         return []
     before, now = facts["keywords"], keywords(worker)
     return [name for name in now if name not in before or before[name] != now[name]]
@@ -247,7 +247,7 @@ def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
 
 
 def state(worker: Worker) -> dict[str, Tensor]:
-    """Return, by name, the tensors that are equal on all ranks and hold what was learned; writing restores it."""
+    """Return, by name, the tensors that hold what was learned, equal on all ranks; writing into them restores it."""
     parts: dict[str, dict[str, Tensor]] = {
         "adam": worker.learner.optimizer.state(),
         "observations": worker.observation_moments.state(),
@@ -261,7 +261,7 @@ def state(worker: Worker) -> dict[str, Tensor]:
 
 
 def local_state(worker: Worker) -> dict[str, np.ndarray]:
-    """Return, by name, what is this rank's own: its episodes in progress and its random numbers."""
+    """Return, by name, what belongs to this rank alone: its episodes in progress and its random states."""
     return {
         "observations": worker.storage.observations[0].copy(),
         "discounted_returns": worker.reward_normalizer.returns.copy(),
@@ -284,7 +284,7 @@ def progress(worker: Worker) -> dict[str, Any]:
 
 
 def keywords(worker: Worker) -> dict[str, Any]:
-    """Return, for JSON, the keywords of rates and coefficients, which training changes on its way."""
+    """Return, for JSON, the keywords for rates and coefficients, whose values change during training."""
     config = worker.config
     switches = ("anneal_lr", "anneal_clip_ratio", "anneal_entropy_coef")
     annealed = any(getattr(config, name) for name in switches)
@@ -296,7 +296,7 @@ def keywords(worker: Worker) -> dict[str, Any]:
 
 
 def description(worker: Worker) -> dict[str, Any]:
-    """Return what a run must have in common with a checkpoint, for JSON: spaces, normalization, parameters."""
+    """Return, for JSON, what a run must have in common with a checkpoint: spaces, normalization, parameters."""
     named = zip(worker.flat.names(worker.actor_critic), worker.flat.parameters(), strict=True)
     return {
         "observation spaces": describe_space(worker.environments.observation_space),
@@ -312,7 +312,7 @@ def _of_rank(arrays: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
 
 
 def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Take up a run whose `state` is restored already; `arrays` holds the `local_state` of each of its ranks.
+    """Continue a run whose `state` is already restored; `arrays` holds the `local_state` of each of its ranks.
 
     Collective: call on all ranks.
     """
@@ -331,7 +331,7 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
         worker.environments.reset(worker.storage.observations[0], int(episodes.max()) + 1)
         if worker.ranks.rank < facts["ranks"]:
             restore_torch(_of_rank(arrays, worker.ranks.rank), worker.device)
-        else:  # a state of its own: of equal ones two ranks would draw the same
+        else:  # its own state: with equal ones, two ranks would draw the same
             seed_torch(worker.config.seed, worker.first_global_index, worker.iteration)
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size

@@ -40,19 +40,21 @@ DESCRIPTION = """Proximal policy optimization: train, look at, compare and hand 
 
 `mpiexec -n 8 ppo-mpi train ...` trains on 8 ranks."""
 Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
-Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Runs' directories, or those of several seeds' runs.")]
-Against = Annotated[tuple[Path, ...], arg(metavar="RUN", help='The other idea\'s, after "--", which is this flag.')]
-Which = Annotated[Literal["best", "latest"], arg(help="The networks that earned the best return, or the last ones.")]
+Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Directories of runs, or of several seeds' runs.")]
+Against = Annotated[
+    tuple[Path, ...], arg(metavar="RUN", help='Runs of the other idea, after "--", which stands for this flag.')
+]
+Which = Annotated[Literal["best", "latest"], arg(help="The networks with the best mean return, or the latest.")]
 TELL_EVERY = 5.0
-"""Seconds between two lines about an evaluation that goes on."""
+"""Seconds between progress lines of an evaluation."""
 _usual_format = warnings.formatwarning
 EnvId = Annotated[str | None, arg(help="The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.")]
 
 
 def command() -> None:
-    """Run the command with the arguments of the process; what is wrong with them is told in one line."""
+    """Run the command with the arguments of the process, and report an error in them in one line."""
     warnings.formatwarning = _one_line
-    sys.path.insert(0, "")  # as with `python -m ppo_mpi_base`: for an id such as my_module:Mine-v0
+    sys.path.insert(0, "")  # like `python -m ppo_mpi_base`, for ids such as my_module:Mine-v0
     try:
         main()
     except ConfigurationError as error:
@@ -62,17 +64,17 @@ def command() -> None:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Format a warning: one of this package by its words alone, for its place in the code says nothing to the user."""
+    """Format a warning: one of this package without its place in the code, which means nothing to the user."""
     if Path(filename).parent == Path(__file__).parent:
         return f"ppo-mpi: {message}\n"
     return _usual_format(message, category, filename, lineno, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, or those of the process.
+    """Run the command with the given arguments, or those of the process.
 
     Raises:
-        ConfigurationError: an argument is wrong, or does not fit the files that it names.
+        ConfigurationError: an argument is invalid, or does not fit the files it names.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["compare"] and not {"--", "--against", "-h", "--help"} & set(given):
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 args=["--against" if word == "--" else word for word in given],
                 console_outputs=ranks.is_root,
             )
-        except SystemExit as leaving:  # help, or a wrong flag: all ranks leave, and rank 0 has said why
+        except SystemExit as leaving:  # help, or a wrong flag: rank 0 has said why, and all ranks exit
             ended = leaving
     if ended is not None:
         ranks.barrier()
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _named(arguments: list[str]) -> str:
-    """Return the id or file that `train` is asked for, which decides the defaults of its flags."""
+    """Return the id or file given to `train`, which decides the defaults of its flags."""
     if arguments[:1] != ["train"] or len(arguments) < 2 or {"-h", "--help"} & set(arguments[1:2]):
         return "CartPole-v1"  # shown by `train --help`
     if arguments[1].startswith("-"):
@@ -119,7 +121,7 @@ def _named(arguments: list[str]) -> str:
 
 
 def _tell_other_ranks(env_id_or_file: str, ranks: int) -> None:
-    """Say it where a file is that of a run with another number of ranks: its settings are those of each rank."""
+    """Print a note if a file's run had a different number of ranks, since its settings are per rank."""
     before = run_file.ranks_of(Path(env_id_or_file)) if env_id_or_file.endswith(".toml") else None
     if before is not None and before != ranks:
         print(
@@ -131,7 +133,7 @@ def _tell_other_ranks(env_id_or_file: str, ranks: int) -> None:
 
 
 def train(chosen: dict[str, Any]) -> None:
-    """Train by settings, as `settings.for_run` gives them. Collective: call on all ranks."""
+    """Train with settings as returned by `settings.for_run`. Collective: call on all ranks."""
     ranks = world()
 
     def prepare() -> tuple[Path, dict[str, Any]]:
@@ -163,16 +165,16 @@ def evaluate(
     env_id: EnvId = None,
     output: Path | None = None,
 ) -> None:
-    """Play episodes by a run's policy on fresh environments, with frozen normalization.
+    """Play episodes with a run's policy in fresh environments, with frozen normalization.
 
     Args:
         run: A run's directory.
-        episodes: How many, shared out over the ranks; the result is the same on any number of them.
+        episodes: Number of episodes, divided among the ranks; the result is the same for any number of ranks.
         which: The networks that earned the best return, or the last ones.
-        sampled: Draw actions from the policy, in place of the most probable one.
-        seed: Of environments and actions.
+        sampled: Sample actions from the policy instead of taking the most probable one.
+        seed: Seed of environments and actions.
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
-        output: A JSON file. None: evaluation.json in the run's directory.
+        output: The JSON file to write. None: evaluation.json in the run's directory.
     """
     ranks, path = world(), output or run / run_file.EVALUATION
     check_name("output", path)
@@ -191,7 +193,7 @@ def evaluate(
         progress=_telling(episodes) if ranks.is_root else None,
     )
     if ranks.is_root:
-        print(f"{result}   {path}", flush=True)  # first: they are told even where the file cannot be written
+        print(f"{result}   {path}", flush=True)  # first, so that it is shown even if the file cannot be written
         write_output("output", path, json.dumps({"which": loaded.which, **result.as_dict()}, indent=1).encode())
 
 
@@ -202,14 +204,14 @@ def plot(
     axis: Literal["steps", "time"] = "steps",
     column: str = RETURN,
 ) -> None:
-    """Draw learning curves, a line for each RUN with the 95% interval over the seeds in it, as PNG and SVG.
+    """Draw learning curves as PNG and SVG: a line for each RUN, with the 95% interval over its seeds.
 
     Args:
-        runs: Runs' directories, or directories of several seeds' runs.
-        output: The pictures' path without ending.
-        labels: A name for each RUN; its path where there is none.
+        runs: Directories of runs, or directories with the runs of several seeds.
+        output: Path of the pictures, without the ending.
+        labels: A name for each RUN; by default, the end of its path.
         axis: Agent steps, or hours of wall-clock time.
-        column: Of progress.csv, what is drawn, such as kl, entropy or fps.
+        column: The column of progress.csv to draw, such as kl, entropy or fps.
     """
     if not runs:
         raise ConfigurationError("RUN: name a run's directory, or several: ppo-mpi plot runs/CartPole-v1/seed0")
@@ -222,13 +224,13 @@ def compare(
     output: Path = Path("comparison"),
     labels: tuple[str, str] | None = None,
 ) -> None:
-    """Compare two ideas over their seeds: `ppo-mpi compare RUN_A... -- RUN_B...`.
+    """Compare two ideas, each over its seeds: `ppo-mpi compare RUN_A... -- RUN_B...`.
 
     Args:
-        runs: Runs of the one.
-        against: Runs of the other; "--" stands for this flag.
-        output: The path of table and pictures, without ending.
-        labels: What the two are called; what their paths end with where it is not said.
+        runs: Runs of the first idea.
+        against: Runs of the second idea; "--" stands for this flag.
+        output: Path of the JSON file and the pictures, without the ending.
+        labels: Names of the two ideas; by default, the ends of their paths.
     """
     print(compare_runs(runs, against, output, labels=labels))
     path = without_ending(output, WRITTEN)
@@ -245,16 +247,16 @@ def video(
     max_steps: int | None = None,
     env_id: EnvId = None,
 ) -> None:
-    """Film a run's policy, headless, as mp4 or GIF.
+    """Record a video of a run's policy as mp4 or GIF; no display is needed.
 
     Args:
         run: A run's directory.
-        output: The film, ending in .mp4 or .gif. None: video.mp4 in the run's directory.
-        episodes: How many to film.
+        output: The video file, ending in .mp4 or .gif. None: video.mp4 in the run's directory.
+        episodes: Number of episodes to record.
         which: The networks that earned the best return, or the last ones.
-        sampled: Draw actions from the policy, in place of the most probable one.
-        seed: Of environment and actions.
-        max_steps: End an episode after so many. None: as in training.
+        sampled: Sample actions from the policy instead of taking the most probable one.
+        seed: Seed of environment and actions.
+        max_steps: End an episode after this many steps. None: as in training.
         env_id: The environment's Gymnasium id, for a run that `ppo-mpi train` did not make.
     """
     saved = _saved(run)
@@ -277,19 +279,19 @@ def export(
     which: Which = "best",
     formats: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch"),
 ) -> None:
-    """Write a run's policy, observations -> actions with normalization inside, for other programs.
+    """Export a run's policy for other programs: observations -> actions, with the normalization inside.
 
     Args:
         run: A run's directory.
-        output: The files' path without ending. None: policy in the run's directory.
+        output: Path of the files, without the ending. None: policy in the run's directory.
         which: The networks that earned the best return, or the last ones.
-        formats: ONNX, and a program of `torch.export`.
+        formats: ONNX, a `torch.export` program, or both.
     """
     _tell_files(export_policy(_saved(run), output or run / run_file.POLICY, which=which, formats=formats))
 
 
 def _telling(episodes: int) -> Callable[[int], None]:
-    """Return what, told how many episodes are over, prints it now and then with the time that remains."""
+    """Return a callback that, given the number of finished episodes, prints it now and then with the time left."""
     started = told = time.monotonic()
 
     def tell(over: int) -> None:
@@ -304,7 +306,7 @@ def _telling(episodes: int) -> Callable[[int], None]:
 
 
 def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that does nothing on other ranks: they would all write the same files."""
+    """Wrap a function to run on rank 0 only; otherwise all ranks would write the same files."""
 
     @functools.wraps(function)
     def alone(*arguments: Any, **keywords: Any) -> None:
@@ -315,7 +317,7 @@ def _on_rank_0(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _saved(run: Path) -> Path:
-    """Return where a run's networks are."""
+    """Return the directory of a run's networks."""
     if not run.is_dir():
         raise ConfigurationError(f"RUN: there is no directory {run}")
     if (run / "saved_model").is_dir():
@@ -326,7 +328,7 @@ def _saved(run: Path) -> Path:
 
 
 def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int | None]:
-    """Return what builds a run's environment, and the steps after which an episode was truncated."""
+    """Return a function that builds a run's environment, and the steps after which episodes were truncated."""
     if env_id is not None:
         return functools.partial(tasks.environment, env_id), None
     if not (run / run_file.NAME).exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One rank's rollouts: environments stepped by the current policy, and what the networks say of the steps."""
+"""One rank's rollouts: environments stepped with the current policy, and the networks' outputs for the steps."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ppo_mpi_base.rollout import Rollout, intercept
 from ppo_mpi_base.storage import Storage
 
 EVALUATION_BATCH = 4096
-"""Samples per forward pass over a finished rollout, at most."""
+"""Maximum number of samples per forward pass over a finished rollout."""
 EVALUATION_NUMBERS = 2**23
-"""Numbers in the observations of such a pass, at most: with more, a CNN waits for memory rather than computes."""
+"""Maximum number of observation elements in such a pass: with more, a CNN waits for memory instead of computing."""
 
 
 class Collector:
-    """Steps a rank's environments, and puts what they give together with what the networks say of it.
+    """Steps a rank's environments, and combines the results with the networks' outputs for them.
 
     Args:
         config: all keywords.
-        environments: those of this rank.
+        environments: this rank's environments.
         actor_critic: the networks that act and evaluate.
-        act: the policy's forward pass, as it may be compiled: `Gradients.act`.
-        storage: where observations, actions, rewards and ends are written.
-        reports: get the episodes that ended, and the time that it took.
-        first_global_index: number of this rank's first environment among those of all ranks; its noise depends on it.
+        act: the policy's forward pass, possibly compiled: `Gradients.act`.
+        storage: receives observations, actions, rewards and episode ends.
+        reports: receives ended episodes and timings.
+        first_global_index: index of this rank's first environment among those of all ranks; keys its action noise.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Collector:
         storage, environments, act, seconds = self.storage, self.environments, self.act, self.reports.seconds
         noise = storage.noise(self.config.seed, self.first_global_index, iteration).to(self.device)
         columns = [torch.as_tensor(storage.observations[:-1]), noise, storage.actions]
-        if self.actor_critic.value_network is None:  # one network for both gives these with the actions
+        if self.actor_critic.value_network is None:  # one network for both returns these with the actions
             columns += storage.log_probs, storage.values
-        # All rows at once: to look up one takes as long as a tenth of the policy's forward pass.
+        # All rows at once: indexing one takes a tenth of the time of the policy's forward pass.
         rows = zip(*(column.unbind() for column in columns), strict=True)
         sent = torch.zeros_like(storage.actions[0])
         sent_array = sent.numpy()
@@ -81,7 +81,7 @@ class Collector:
 
     @torch.no_grad()
     def evaluated(self, rewards: Tensor) -> Rollout:
-        """Return what was collected, with these rewards (T, N), log-probabilities and values."""
+        """Return the collected rollout with these rewards (T, N), log-probabilities and values."""
         started = time.perf_counter()
         storage, device = self.storage, self.device
         observations = torch.as_tensor(storage.observations).to(device)
@@ -105,7 +105,7 @@ class Collector:
         return rollout
 
     def _evaluate(self, rollout: Rollout) -> None:
-        """Fill `log_probs` and `values`: few forward passes of many samples."""
+        """Fill `log_probs` and `values`, in few forward passes on many samples."""
         flat = [x.flatten(0, 1) for x in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)]
         batch = max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // rollout.observations[0, 0].numel()))
         for start in range(0, rollout.rewards.numel(), batch):
@@ -115,7 +115,7 @@ class Collector:
             values.copy_(value)
 
     def _bootstrap(self, rollout: Rollout) -> None:
-        """Fill `next_values`: one forward pass for the rollout's end and all truncations' final observations."""
+        """Fill `next_values`, in one pass over the rollout's last observations and truncated episodes' final ones."""
         storage = self.storage
         places, finals = list(storage.final_observations), list(storage.final_observations.values())
         observations = np.concatenate([storage.observations[-1], *(final[None] for final in finals)])

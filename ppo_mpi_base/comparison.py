@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two groups of runs compared: means, interquartile means and the probability of improvement, as table and as JSON."""
+"""Compare two groups of runs: means, interquartile means and probability of improvement, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.runs import Run
 
 SHORT = 0.9
-"""A warning tells of runs shorter than this share of the longest one."""
+"""Runs shorter than this fraction of the longest one cause a warning."""
 
 References = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% bootstrap interval, NaN where there is a single seed."""
+    """A number with its 95% bootstrap interval, NaN if there is a single seed."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate:
 
     @classmethod
     def of(cls, statistic: Any, *samples: Scores) -> Estimate:
-        """Return a statistic of scores, as `aggregates.bootstrap_interval` takes them."""
+        """Return a statistic and its interval, with arguments as for `aggregates.bootstrap_interval`."""
         return cls(float(statistic(*samples)), *aggregates.bootstrap_interval(statistic, *samples))
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """What two groups reached on one task."""
+    """Results of two groups on one task."""
 
     task: str
     scores_a: tuple[float, ...]
@@ -54,31 +54,31 @@ class TaskComparison:
     mean_a: Estimate
     mean_b: Estimate
     difference: Estimate
-    """Mean of A less mean of B."""
+    """Mean of A minus mean of B."""
     probability: Estimate
-    """That a run of A scores higher than one of B, ties counting half."""
+    """Probability that a run of A scores higher than one of B, with ties counting half."""
     reference: tuple[float, float]
-    """The scores that count as 0 and as 1 in the interquartile means."""
+    """The scores that normalize to 0 and to 1 in the interquartile means."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two groups of runs reached, on the tasks that both have. `print` shows it as a table."""
+    """Results of two groups of runs on the tasks that both have. `print` shows them as a table."""
 
     labels: tuple[str, str]
     tasks: tuple[TaskComparison, ...]
     iqm_a: Estimate
-    """Interquartile mean over all runs, of normalized scores."""
+    """Interquartile mean of normalized scores over all runs."""
     iqm_b: Estimate
     probability: Estimate
-    """Of improvement: the mean over tasks of the probability that a run of A scores higher than one of B."""
+    """Probability of improvement, averaged over tasks: that a run of A scores higher than one of B."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as JSON takes them, None where one is unknown."""
+        """Return all numbers in a form for JSON, with None for unknown ones."""
         return _without_nan(dataclasses.asdict(self))
 
     def __str__(self) -> str:
-        label_a, label_b = map(escape, self.labels)  # brackets in them are no markup
+        label_a, label_b = map(escape, self.labels)  # brackets in them are not markup
         table = Table(title=f"{label_a} (A) and {label_b} (B), mean ± standard deviation (seeds)", title_justify="left")
         table.add_column("task", overflow="fold")
         for name in ("A", "B", "A - B", "P(A > B)"):
@@ -97,7 +97,7 @@ class Comparison:
 
 
 WIDTH = 200
-"""Characters of a line that numbers of ten digits fit; the table takes no more than it needs."""
+"""Characters per line, enough for numbers of ten digits; the table takes no more than it needs."""
 NORMALIZED = "Normalized: 0 is the lowest start of a run on the task, 1 its highest score, unless references are given."
 
 
@@ -107,14 +107,14 @@ def compare(
     labels: tuple[str, str],
     references: References | None = None,
 ) -> Comparison:
-    """Compare the last returns of two groups of runs on the tasks that both have; warn of the others.
+    """Compare the final returns of two groups of runs on the tasks that both have; warn about other tasks.
 
     Args:
         a: runs by task, as from `runs.read_group`.
         b: runs by task.
-        labels: what the groups are called.
-        references: by task, the scores that count as 0 and as 1 in the interquartile mean. None: the lowest return that
-            a run of the two groups started with, and the highest score of one.
+        labels: names of the groups.
+        references: by task, the scores that normalize to 0 and to 1 in the interquartile mean. None: the lowest return
+            that a run of either group started with, and the highest score of a run.
 
     Raises:
         ConfigurationError: the groups have no task in common, or a task has no reference scores.
@@ -149,7 +149,7 @@ def compare(
 
 
 def reference_of(task: str, runs: Sequence[Run], references: References | None) -> tuple[float, float]:
-    """Return the scores of a task that count as 0 and as 1: those given, or else those of the runs themselves."""
+    """Return the scores of a task that normalize to 0 and to 1: the given ones, or else those of the runs."""
     if references is None:
         return aggregates.references_of([run.values[0] for run in runs], _scores(runs))
     if task not in references:
@@ -175,7 +175,7 @@ def _scores(runs: Sequence[Run]) -> np.ndarray:
 
 
 def spread(scores: Sequence[float]) -> str:
-    """Return mean, standard deviation (of several) and number of scores, for a table."""
+    """Return the mean, standard deviation (if several) and number of scores, as text for a table."""
     deviation = aggregates.sample_deviation(scores)
     deviates = "" if math.isnan(deviation) else f" ± {_number(deviation)}"
     return f"{_number(float(np.mean(scores)))}{deviates} ({len(scores)})"

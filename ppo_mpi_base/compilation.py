@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Functions that work in place on tensors: as they are written, or compiled and called with little overhead."""
+"""Functions that work in place on tensors: run as written, or compiled and called with little overhead."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ppo_mpi_base.config import Config
 
 NUMBERS = itertools.count()
 WORTHWHILE_MINIBATCHES, WORTHWHILE_MINIBATCHES_OF_IMAGES = 20_000, 1_500
-"""Of a rank; `benchmarks/compiling.py` measures from how many on compiling pays, also with an empty cache."""
+"""Minibatches per rank above which compiling pays, even with an empty cache; see `benchmarks/compiling.py`."""
 
 InPlace = Callable[..., None]
-"""A function of tensors that returns nothing: it writes into some of them."""
+"""A function of tensors that returns nothing, but writes into some of them."""
 
 Graph = Callable[[list[Any]], Any]
-"""What a function was compiled into; it may empty the list of its inputs."""
+"""A compiled function; it may empty the list of its inputs."""
 
 
 class Eager:
-    """Leaves functions as they are written: they run operation by operation."""
+    """Leaves functions uncompiled: they run operation by operation."""
 
     def __call__(self, function: InPlace, what: str, uncompiled: InPlace | None = None) -> InPlace:
-        """Return `uncompiled`, which does the same as the function without being fit for tracing, or the function."""
+        """Return `uncompiled`, an equivalent that need not be traceable, or the function if there is none."""
         return uncompiled or function
 
     def check_again(self) -> None:
-        """Nothing that was compiled can be out of date."""
+        """Do nothing: no compiled code can be out of date."""
 
 
 class Compiler(Eager):
-    """Compiles functions by `torch.compile`. What cannot be compiled runs as it is written, after one line saying why.
+    """Compiles functions with `torch.compile`. What cannot be compiled runs uncompiled, and one line says why.
 
     Args:
-        tell: gets that line.
+        tell: prints that line.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -52,18 +52,18 @@ class Compiler(Eager):
         self._made: list[_Compiled] = []
 
     def __call__(self, function: InPlace, what: str, uncompiled: InPlace | None = None) -> InPlace:
-        """Return the function, which is compiled at its first call. `what` stands in the line: "... uncompiled"."""
+        """Return the function, to be compiled at its first call. `what` fills the gap in the line: "... uncompiled"."""
         self._made.append(_Compiled(function, uncompiled or function, what, self._tell_once))
         return self._made[-1]
 
     def _tell_once(self, line: str) -> None:
-        """Tell a line that others of its functions, such as the one for minibatches of another size, have not told."""
+        """Print a line, unless another function, such as that for another minibatch size, has printed the same."""
         if line not in self._told:
             self._told.add(line)
             self._tell(line)
 
     def check_again(self) -> None:
-        """Let each function's next call notice what has changed outside its tensors, such as a number of a hook's."""
+        """Let each function's next call notice what has changed outside its tensors, such as a number in a hook."""
         for compiled in self._made:
             compiled.check_again()
 
@@ -71,7 +71,7 @@ class Compiler(Eager):
 def choose_compiler(
     config: Config, observations: gymnasium.Space, device: torch.device, ranks: int, tell: Callable[[str], None]
 ) -> Eager:
-    """Return what compiles or what does not, as `config.compile` asks for; `tell` gets a line where that cannot be."""
+    """Return a compiler or `Eager`, as `config.compile` asks; `tell` prints a line if compiling is impossible."""
     worthwhile = WORTHWHILE_MINIBATCHES_OF_IMAGES if len(observations.shape or ()) == 3 else WORTHWHILE_MINIBATCHES
     if config.compile is False or (config.compile == "auto" and _minibatches(config, ranks) <= worthwhile):
         return Eager()
@@ -82,7 +82,7 @@ def choose_compiler(
 
 
 def _minibatches(config: Config, ranks: int) -> float:
-    """Return how many minibatches each rank has before it, about: what compiling is to make faster."""
+    """Return the approximate number of minibatches per rank in the run: those that compiling would speed up."""
     samples = config.samples_per_rank
     iterations = config.total_steps / (samples * ranks)
     # One network for both is trained for the policy's epochs.
@@ -93,11 +93,11 @@ def _minibatches(config: Config, ranks: int) -> float:
 class _Compiled:
     """One function, whose compiled form is valid for one shape of each tensor.
 
-    Before each call, `torch.compile` checks that all it assumed still holds: numbers that the function reads from
-    outside, shapes, modules. That takes longer than a small network's gradient. Nothing of it changes between two
-    minibatches, so the checks are made in the first call of an iteration, and other calls go straight to the compiled
-    graph, below the wrappers of AOTAutograd where these only hand on its inputs. A function that changes what it
-    depends on, such as one that counts its calls, comes down to another graph each time and is never called straight.
+    Before each call, `torch.compile` checks that its assumptions still hold: numbers that the function reads from
+    outside, shapes, modules. For a small network, that takes longer than the gradient. Nothing checked changes between
+    two minibatches, so only the first call of an iteration is checked. Other calls go straight to the compiled graph,
+    and skip the wrappers of AOTAutograd if these only pass on its inputs. A function that changes what it depends on,
+    such as one that counts its calls, runs another graph each time and is never called straight.
     """
 
     def __init__(self, function: InPlace, uncompiled: InPlace, what: str, tell: Callable[[str], None]) -> None:
@@ -105,10 +105,10 @@ class _Compiled:
         self._checked = torch.compile(_own_code(function), backend=self._compile, fullgraph=True, dynamic=False)
         self._graph: Graph | None = None
         self._inputs: list[Any] = []
-        self._places: list[tuple[int, int]] = []  # which of the graph's inputs is which argument
+        self._places: list[tuple[int, int]] = []  # (index of the graph's input, index of the argument)
         self._failed = False
         self._called: list[tuple[Callable[..., Any], Graph, tuple[Any, ...]]] = []
-        self._previous: Callable[..., Any] | None = None  # what the last checked call came down to
+        self._previous: Callable[..., Any] | None = None  # what the last checked call ran
 
     def check_again(self) -> None:
         self._graph = None
@@ -161,17 +161,17 @@ class _Compiled:
 
 @contextmanager
 def _noting_graphs() -> Iterator[list[tuple[Graph, list[Any], Any]]]:
-    """Note Inductor's graphs that are called in the block, with their inputs and outputs."""
+    """Record which of Inductor's graphs are called in the block, with their inputs and outputs."""
     notes: list[tuple[Graph, list[Any], Any]] = []
     try:
         from torch._inductor.output_code import CompiledFxGraph
-    except ImportError:  # where another version of torch keeps it elsewhere, the wrappers stay
+    except ImportError:  # another version of torch may keep it elsewhere: the wrappers stay
         yield notes
         return
     call = CompiledFxGraph.__call__
 
     def noting(graph: Any, inputs: list[Any]) -> Any:
-        given = inputs.copy()  # which the call empties
+        given = inputs.copy()  # the call empties the list
         outputs = call(graph, inputs)
         notes.append((graph.current_callable, given, outputs))
         return outputs
@@ -184,7 +184,7 @@ def _noting_graphs() -> Iterator[list[tuple[Graph, list[Any], Any]]]:
 
 
 def _straight(graphs: list[tuple[Graph, list[Any], Any]], inputs: tuple[Any, ...]) -> Graph | None:
-    """Return the graph that a call came down to, if it is one alone, got the same inputs and left nothing to do."""
+    """Return the only graph that a call ran, if it got the call's inputs and returned nothing; else None."""
     if len(graphs) != 1:
         return None
     graph, given, outputs = graphs[0]
@@ -198,7 +198,7 @@ def _cpp_compiler() -> str | None:
 
 
 def _own_code(function: InPlace) -> InPlace:
-    # torch keeps what it compiled by code object, a few for each: runs and sizes of minibatches must not share them.
+    # torch caches compiled code by code object, a few entries each: runs and minibatch sizes must not share one.
     code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(NUMBERS)}")
     return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
 

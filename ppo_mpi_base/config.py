@@ -22,14 +22,14 @@ from ppo_mpi_base.hooks import MOMENTS, Hooks
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may take: from `low` to `high`, with `low` itself left out where `above`."""
+    """The values that a number may take: from `low` to `high`; `above` excludes `low` itself."""
 
     low: float
     high: float = math.inf
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Say whether a finite number lies in the range."""
+        """Return whether a number is finite and in the range."""
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Finite = Annotated[float, Range(-1e30, 1e30)]
 COEFFICIENTS = ("clip_ratio", "entropy_coef", "value_coef", "value_clip_ratio")
-"""Keywords that loss functions read by name, beside those of `loss_coefficients`."""
+"""Keywords that loss functions read by name, besides those of `loss_coefficients`."""
 TAKES = {
     "loss_fn": ("actor_critic", "batch", "coefficients"),
     "advantage_fn": ("rollout", "gamma", "lam"),
@@ -54,28 +54,28 @@ TAKES = {
     "rollout_interception_callback": ("steps",),
     "state_processing_hook": ("observation",),
 }
-"""Keywords that are functions of the user's -> what these get."""
+"""Keywords that are user functions -> the arguments that these get."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All keywords of `PPO()`. The words are those of the field: T steps, N environments per rank, R ranks.
+    """All keywords of `PPO()`, in the usual terms: T steps, N environments per rank, R ranks.
 
     Raises:
-        ConfigurationError: a value has the wrong type or lies outside its range; the message names both.
+        ConfigurationError: a value has the wrong type or is out of range; the message names both.
     """
 
     total_steps: Count
-    """Agent steps to train for, over all ranks and environments (never emulator frames). Iterations are whole: the last
-    one may go past it."""
+    """Agent steps to train for, over all ranks and environments (never emulator frames). Iterations are not cut short,
+    so the last one may exceed this."""
     env_fn: Callable[..., gymnasium.Env]
-    """Builds one environment, all wrappers applied: `env_fn(**env_kwargs)`."""
+    """Builds one environment, with all wrappers: `env_fn(**env_kwargs)`."""
     network_fn: Callable[..., torch.nn.Module]
-    """Builds the policy network, observations -> means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`. Of a
-    Dict space `obs_dim` is a dict, and observations are dicts of tensors."""
+    """Builds the policy network, observations -> means or logits: `network_fn(obs_dim, act_dim, **policy_kwargs)`. For
+    a Dict space, `obs_dim` is a dict, and observations are dicts of tensors."""
     value_network_fn: Callable[..., torch.nn.Module] | None = None
     """Builds the value network, observations -> (B, 1) or (B,): `value_network_fn(obs_dim, **critic_kwargs)`. None: the
-    policy network gives both, as a tuple (means or logits, values), and is trained as one."""
+    policy network returns both, as a tuple (means or logits, values), and is trained as one network."""
 
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keywords for `env_fn`."""
@@ -89,129 +89,130 @@ class Config:
     rollout_length_per_worker: Count = 512
     """T: steps of each environment per iteration. Usual: 32 to 2048."""
     use_vectorized_envs: bool = False
-    """Step `num_environments` environments per rank with one batched forward pass, instead of one."""
+    """Step `num_environments` environments per rank, with batched forward passes, instead of a single one."""
     num_environments: Count | None = None
     """N: environments per rank; needs `use_vectorized_envs=True`."""
     make_vec_env_fn: Callable[..., gymnasium.vector.VectorEnv] | None = None
     """Builds a Gymnasium vector environment: `make_vec_env_fn(env_fn, n, **env_kwargs)`. None: a plain loop over N
-    environments in this process, which is the fastest for light physics."""
+    environments in this process, which is fastest for light physics."""
     max_ep_len: Count | None = None
-    """Truncate episodes after this many steps, on top of the environment's own limit. Where each lost life of a game
-    ends an episode, they are counted from the last one on."""
+    """Truncate episodes after this many steps, in addition to the environment's own limit. If each lost life of a game
+    ends an episode, steps count from the last lost life."""
     stagger_episodes: Count | None = None
-    """Cut the first episodes after lengths spread evenly up to this one over the environments of all ranks, so that
-    rollouts hold all moments of long episodes: of 1,000 steps, say. None: all environments begin together."""
+    """Cut each environment's first episode, at lengths spread evenly up to this one over all ranks' environments, so
+    that rollouts cover all stages of long episodes (of 1,000 steps, say). None: all environments begin together."""
     clip_rewards: bool = False
-    """Learn from the sign of the reward; reports stay in true rewards."""
+    """Learn from the sign of the reward; reports still show true rewards."""
     normalize_observations: bool = False
-    """Shift and scale observations by their running moments over all ranks, clipped to 10 standard deviations."""
+    """Normalize observations by their running moments over all ranks, and clip them to 10 standard deviations."""
     normalize_rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return over all ranks, clipped to 10."""
+    """Divide rewards by the running standard deviation of the discounted return over all ranks; clip to [-10, 10]."""
     delay_training_for_steps: CountOrZero = 0
     """Collect this many steps (over all ranks) before the first update of the networks."""
 
     gamma: Fraction = 0.99
     """Discount factor. Usual: 0.98 to 0.999."""
     lam: Fraction = 0.95
-    """Lambda of the generalized advantage estimate. Usual: 0.9 to 0.98."""
+    """Lambda of generalized advantage estimation. Usual: 0.9 to 0.98."""
     standardize_advantages: bool = True
     """Shift and scale the advantages of a rollout to mean 0 and standard deviation 1 over all ranks."""
     clip_ratio: Positive = 0.2
-    """Epsilon of the clipped surrogate objective: how far the ratio may profit from leaving 1. Usual: 0.1 to 0.3."""
+    """Epsilon of the clipped surrogate objective: ratios further than this from 1 bring no gain. Usual: 0.1 to 0.3."""
     value_clip_ratio: Positive | None = None
-    """Clip the change of the value prediction likewise (in units of returns). None, off, learns as well."""
+    """Clip the change of the value prediction too (in units of returns). None: off, which learns equally well."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus. Usual: 0 for MuJoCo, 0.01 for Atari."""
     value_coef: Positive = 1.0
-    """Weight of the value loss; matters where policy and value share parameters. Usual there: 0.5."""
+    """Weight of the value loss; matters if policy and value share parameters. Usual then: 0.5."""
     pi_lr: NonNegative = 3e-4
-    """Learning rate of the policy (and of a network that gives both)."""
+    """Learning rate of the policy (and of a network for both)."""
     vf_lr: NonNegative = 1e-3
     """Learning rate of the value network."""
     anneal_lr: bool = False
-    """Let both learning rates fall linearly to 0 over `total_steps`."""
+    """Anneal both learning rates linearly to 0 over `total_steps`."""
     anneal_clip_ratio: bool = False
-    """Let `clip_ratio` fall linearly to 0 over `total_steps` (the paper's Atari setting)."""
+    """Anneal `clip_ratio` linearly to 0 over `total_steps` (the paper's Atari setting)."""
     anneal_entropy_coef: bool = False
-    """Let `entropy_coef` fall linearly to 0 over `total_steps`: explore first, score at the end."""
+    """Anneal `entropy_coef` linearly to 0 over `total_steps`: explore first, exploit at the end."""
     adam_epsilon: Positive = 1e-8
     """Epsilon of Adam. PPO implementations often use 1e-5."""
     train_batch_size: Count | None = None
-    """B: minibatch per rank, so that an update averages over R*B samples. The last one of an epoch has what is left.
+    """B: minibatch size per rank; an update averages over R*B samples. The last minibatch of an epoch has what is left.
     None: the whole rollout."""
     train_pi_epochs: CountOrZero = 40
-    """Passes of the policy over the rollout, each iteration. Usual: 3 to 10 with minibatches, 40 to 80 without."""
+    """Policy epochs (passes over the rollout) per iteration. Usual: 3 to 10 with minibatches, 40 to 80 without."""
     train_v_epochs: CountOrZero = 40
-    """Passes of the value function over the rollout, each iteration."""
+    """Value function epochs (passes over the rollout) per iteration."""
     grad_accum: Count = 1
-    """Minibatches whose gradients make one update together."""
+    """Minibatches whose gradients are averaged for one update."""
     pi_grad_clip: Positive | None = 1.0
-    """Largest norm of the policy's gradient, averaged over ranks. None: no limit."""
+    """Clip the policy's gradient, averaged over ranks, to this norm. None: no limit."""
     v_grad_clip: Positive | None = 1.0
-    """Largest norm of the value function's gradient, averaged over ranks. None: no limit."""
+    """Clip the value function's gradient, averaged over ranks, to this norm. None: no limit."""
     target_kl: NonNegative = 0.0
-    """Stop the policy's updates of an iteration before the first one whose KL estimate exceeds 1.5 times this. 0: off.
+    """Stop the policy's updates in an iteration before the first one whose KL estimate exceeds 1.5 times this. 0: off.
     Usual: 0.01 to 0.05."""
 
     orthogonal_init: bool = False
-    """Initialize layers orthogonally with gain sqrt 2, the policy's last with 0.01, the value's last with 1. One
-    network for both must be a `networks.SharedTrunk` then."""
+    """Initialize layers orthogonally with gain sqrt(2); the policy's last one with 0.01, the value's last with 1. One
+    network for both must then be a `networks.SharedTrunk`."""
     initial_log_std: Finite = 0.0
-    """Logarithm of the Gaussian policy's standard deviation at the start."""
+    """Initial log standard deviation of the Gaussian policy."""
 
     loss_fn: Callable[..., Any] | None = None
-    """Your own objective in place of `ppo.ppo_losses`: `loss_fn(actor_critic, batch, coefficients)` returns two dicts
+    """Your own objective instead of `ppo.ppo_losses`: `loss_fn(actor_critic, batch, coefficients)` returns two dicts
     of scalar tensors, losses and statistics."""
     loss_coefficients: dict[str, float] = field(default_factory=dict)
-    """Further numbers that your `loss_fn` reads by name; hooks may change them between iterations."""
+    """More numbers that your `loss_fn` reads by name; hooks may change them between iterations."""
     advantage_fn: Callable[..., Any] | None = None
-    """Your own advantage estimate in place of `rollout.gae`: `advantage_fn(rollout, gamma, lam)` returns advantages and
+    """Your own advantage estimate instead of `rollout.gae`: `advantage_fn(rollout, gamma, lam)` returns advantages and
     value targets, a tensor (T, N) each."""
     hooks: Sequence[Hooks] = ()
-    """Objects of subclasses of `hooks.Hooks`, whose methods run at the named moments of training."""
+    """Instances of subclasses of `hooks.Hooks`, whose methods run at set points in training."""
     external_update_callback: Callable[[], float | None] | None = None
-    """Called between rollout and update; what it returns is logged as `external_loss`."""
+    """Called between rollout and update; its return value is logged as `external_loss`."""
     rollout_interception_callback: Callable[[list], list] | None = None
-    """Gets and returns a list of `(obs, action, reward, value, logp)`, an episode or rollout end at a time."""
+    """Gets and returns a list of `(obs, action, reward, value, logp)`, up to an episode's or the rollout's end."""
     state_processing_hook: Callable[[Any], Any] | None = None
     """Transforms each observation before it is stored and acted on."""
     obs_space_override: gymnasium.Space | None = None
     """The observation space after `state_processing_hook`."""
 
     evaluate_every: Count | None = None
-    """Agent steps between two evaluations, which play `evaluate_episodes` episodes by the most probable actions in
-    environments of their own (of `env_fn`), and leave the training as it would be without. None: none."""
+    """Agent steps between evaluations. Each plays `evaluate_episodes` episodes with the most probable actions, in
+    separate environments from `env_fn`, and does not affect training. None: no evaluations."""
     evaluate_episodes: Count = 10
-    """Episodes of such an evaluation, shared out over ranks; always the same starts."""
+    """Episodes per evaluation, divided among ranks; always from the same initial states."""
 
     device: str | torch.device | None = None
-    """Where networks and rollouts live. None: the CPU."""
+    """Device of the networks and rollouts. None: the CPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What networks multiply and convolve in; parameters, distributions, losses and Adam stay in float32. "bfloat16" is
-    faster for convolutions where the processor has instructions for it (AVX512-BF16, AMX), and else much slower."""
+    """Dtype in which networks multiply and convolve; parameters, distributions, losses and Adam stay in float32.
+    "bfloat16" is faster for convolutions if the processor has instructions for it (AVX512-BF16, AMX); if not, it is
+    much slower."""
     compile: Literal["auto", True, False] = "auto"
-    """Compile losses with their gradients, and the policy's forward pass, by `torch.compile`. "auto": where the run is
-    long enough to pay for it and a C++ compiler is there."""
+    """Compile losses with their gradients, and the policy's forward pass, with `torch.compile`. "auto": if the run is
+    long enough to repay it, and there is a C++ compiler."""
     divide_networks: Literal["auto", True, False] = "auto"
-    """Let half of the ranks train the policy and half the value network, where these are separate, each from the
-    samples of two ranks: the same updates by half as many calls. "auto": where that is faster, and losses allow it."""
+    """Let half of the ranks train the policy and half the value network, if these are separate, each on the samples of
+    two ranks: the same updates with half as many calls. "auto": if that is faster, and losses allow it."""
     log_directory: str = "./logs/"
-    """Where TensorBoard's file, progress.csv and the learning curve go."""
+    """Directory for TensorBoard's file, progress.csv and the learning curve."""
     save_location: str | None = "./saved_model/"
-    """Where the latest and the best networks go, and the checkpoints. None: save nothing."""
+    """Directory for the latest and the best networks, and checkpoints. None: save nothing."""
     resume: Literal["auto", False] = False
-    """"auto": continue from the newest whole checkpoint in `save_location`, or begin where there is none."""
+    """"auto": continue from the newest complete checkpoint in `save_location`; without one, begin anew."""
     checkpoint_seconds: NonNegative = 60.0
-    """Time between two checkpoints; 0 writes one after each iteration."""
+    """Seconds between checkpoints; 0 writes one after each iteration."""
     max_seconds: Positive | None = None
-    """Stop after so long, with a checkpoint and exit status 75, as a signal (SIGTERM, SIGINT, SIGUSR1) does."""
+    """Stop after this time, with a checkpoint and exit status 75, as on a signal (SIGTERM, SIGINT, SIGUSR1)."""
     stop_deadline: Positive = 30.0
-    """Seconds from a signal within which the run ends, at the last checkpoint if it must."""
+    """Seconds from a signal within which the run ends, if necessary at the last checkpoint."""
     stall_seconds: Positive | None = 1800.0
-    """Seconds that ranks wait in a collective for one that does not come, before they name it and end the run; None: no
+    """Seconds that ranks wait in a collective for a missing rank before they name it and end the run. None: no
     limit."""
     quiet: bool = False
-    """Print no progress, only what has failed."""
+    """Print no progress, only failures."""
 
     def __post_init__(self) -> None:
         """Check each value against its annotation, then the values against each other."""
@@ -265,7 +266,7 @@ class Config:
 
     @property
     def samples_per_rank(self) -> int:
-        """T*N, of an iteration."""
+        """T*N, per iteration."""
         return self.rollout_length_per_worker * self.environments_per_rank
 
     @property
@@ -275,14 +276,14 @@ class Config:
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """What a loss function reads by name, at the start of training."""
+        """The numbers that a loss function reads by name, at the start of training."""
         own = {name: getattr(self, name) for name in COEFFICIENTS}
         given = {name: value for name, value in own.items() if value is not None}
         return {name: float(value) for name, value in {**given, **self.loss_coefficients}.items()}
 
 
 def _check_device(device: str | torch.device | None) -> None:
-    """Raise `ConfigurationError` where a device is none of torch's, or is not there."""
+    """Raise `ConfigurationError` if torch does not know a device, or it is not available."""
     if not isinstance(device, str | torch.device | None):
         raise ConfigurationError(f'device={device!r} must be a word or a torch.device, such as "cpu" or "cuda:1"')
     if (default := torch.get_default_device()).type != "cpu":
@@ -299,10 +300,10 @@ def _check_device(device: str | torch.device | None) -> None:
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """Return a keyword's value, whole floats as ints where its annotation is a count.
+    """Return a keyword's value, with whole floats as ints if its annotation is a count.
 
     Raises:
-        ConfigurationError: the value has another type than the annotation, or lies outside its range.
+        ConfigurationError: the value has another type than the annotation, or is out of range.
     """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
@@ -341,7 +342,7 @@ def _number(name: str, value: Any, kind: type, allowed: Range) -> int | float:
 def _float(number: numbers.Real) -> float:
     try:
         return float(number)
-    except OverflowError:  # of an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return math.inf
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How ranks share the training of policy and value network: all train both, or half of the ranks each."""
+"""How ranks share the training of policy and value network: all train both, or half of the ranks train each."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.rollout import Batch
 
 NETWORKS = ("policy", "value")
-"""What even ranks train and what odd ranks do, by the names of the slices."""
+"""Names of the slices that even ranks and odd ranks train."""
 MOST_UNEVEN = 1.5
-"""How many times as many parameters one network may have: of two that are less alike, half of the ranks would wait."""
+"""Largest ratio of the two networks' parameter counts for "auto": beyond it, half of the ranks would wait."""
 
 
 class Undivided:
     """All ranks train all networks, each from its own samples.
 
     Attributes:
-        team: the ranks that train what this one does, over which gradients are summed.
-        idle: the slices of parameters that it leaves to others.
-        others: the losses and statistics that they compute.
+        team: the ranks that train the same as this one; gradients are summed over them.
+        idle: the slices of parameters that other ranks train in its place.
+        others: the losses and statistics that those ranks compute in its place.
     """
 
     def __init__(self, ranks: Communicator) -> None:
@@ -38,67 +38,67 @@ class Undivided:
         self.others: frozenset[str] = frozenset()
 
     def minibatch_size(self, of_a_rank: int) -> int:
-        """Return how many samples a minibatch of this rank has, where each rank brings so many to it."""
+        """Return how many samples a minibatch of this rank has, given how many each rank contributes."""
         return of_a_rank
 
     def share(
         self, samples: Batch, orders: Iterable[np.ndarray], size: int, seconds: dict[str, float]
     ) -> tuple[Batch, Iterable[np.ndarray]]:
-        """Return all samples that this rank trains from, and the order of each epoch.
+        """Return all samples that this rank trains on, and their order in each epoch.
 
         Args:
-            samples: those of this rank, S of them.
-            orders: of each epoch, (S,) indices into them.
-            size: samples that a rank brings to a minibatch.
-            seconds: phase name -> seconds; those of messages and waiting are added.
+            samples: this rank's, S of them.
+            orders: for each epoch, (S,) indices into them.
+            size: samples that each rank contributes to a minibatch.
+            seconds: phase name -> seconds; time spent on messages and waiting is added.
         """
         return samples, orders
 
     def bring_together(
         self, flat: FlatParameters, adam: Adam, means: np.ndarray, seconds: dict[str, float]
     ) -> np.ndarray:
-        """Give this rank what others have trained in its place, after the updates of an iteration.
+        """Fetch what other ranks have trained in this one's place, after the updates of an iteration.
 
         Args:
             flat: all parameters; those of `idle`, and their gradients, are overwritten.
-            adam: likewise, its moments.
-            means: (S,), of all statistics; NaN where this rank does not compute one.
-            seconds: as for `share`.
+            adam: its moments and step count for `idle` are overwritten likewise.
+            means: (S,), means of all statistics; NaN for those that this rank does not compute.
+            seconds: as in `share`.
 
         Returns:
-            (S,) the means of all statistics; NaN where no rank computes one.
+            (S,), the means of all statistics; NaN for those that no rank computes.
         """
         return means
 
 
 class Divided(Undivided):
-    """Even ranks train the policy, odd ones the value network, each from the samples of itself and of its partner.
+    """Even ranks train the policy, odd ones the value network, each on its own and its partner's samples.
 
-    The updates are those that all ranks would make together, to the rounding of sums: the same samples, drawn in the
-    same order, are in each. But a rank makes half as many calls, on twice as many samples each, and reduces gradients
-    over half of the ranks, of two not at all.
+    Up to the rounding of sums, the updates are those that all ranks would make together: each contains the same
+    samples, drawn in the same order. But a rank makes half as many calls, each on twice as many samples, and reduces
+    gradients over half of the ranks (with two ranks, not at all).
 
     Args:
-        ranks: an even number. Ranks 0 and 1 are partners, 2 and 3, and so on.
-        origins: of each loss and statistic, by its name: the networks that it is computed from, at most one each.
+        ranks: an even number of them. Ranks 0 and 1 are partners, 2 and 3, and so on.
+        origins: name of a loss or statistic -> the networks that it is computed from, at most one.
     """
 
     def __init__(self, ranks: Communicator, origins: Mapping[str, frozenset[str]]) -> None:
         own = ranks.rank % 2
         self.team, self.pair = ranks.split(own), ranks.split(ranks.rank // 2)
         self.idle = frozenset({NETWORKS[1 - own]})
-        # What comes from none is computed once too, by the policy's ranks.
+        # What depends on neither network is also computed only once, by the policy's ranks.
         of_value = frozenset(name for name, names in origins.items() if "value" in names)
         self.others = of_value if own == 0 else frozenset(origins) - of_value
 
     def minibatch_size(self, of_a_rank: int) -> int:
-        """Return the samples of a minibatch: those of two ranks."""
+        """Return how many samples a minibatch has: those of two ranks."""
         return 2 * of_a_rank
 
     def share(
         self, samples: Batch, orders: Iterable[np.ndarray], size: int, seconds: dict[str, float]
     ) -> tuple[Batch, Iterable[np.ndarray]]:
-        """Return the samples of both ranks and their orders, in which minibatches of both take turns."""
+        """Return the samples of both partners, and orders in which their minibatches alternate."""
         own = np.stack(list(orders))
         with self._exchange(seconds):
             of_both = [self._of_both(x).flatten(0, 1) for x in samples[:-1]]
@@ -115,8 +115,8 @@ class Divided(Undivided):
     def bring_together(
         self, flat: FlatParameters, adam: Adam, means: np.ndarray, seconds: dict[str, float]
     ) -> np.ndarray:
-        """Take the other network from the partner, and return the means of all statistics."""
-        partner = 1 - self.pair.rank  # and the place of its network in NETWORKS, as in `slices`
+        """Fetch the other network from the partner, and return the means of all statistics."""
+        partner = 1 - self.pair.rank  # also the index of its network, in NETWORKS and in `slices`
         part = flat.slices[NETWORKS[partner]]
         with self._exchange(seconds):
             for tensor in (flat.data, flat.gradient, adam.first_moment, adam.second_moment):
@@ -128,7 +128,7 @@ class Divided(Undivided):
 
     @contextmanager
     def _exchange(self, seconds: dict[str, float]) -> Iterator[None]:
-        """Wait for the partner, then count the block's time as that of messages."""
+        """Wait for the partner, then count the block's time as communication."""
         started = time.perf_counter()
         self.pair.barrier()
         arrived = time.perf_counter()
@@ -137,7 +137,7 @@ class Divided(Undivided):
         seconds["communication"] += time.perf_counter() - arrived
 
     def _of_both(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of this rank and its partner, stacked."""
+        """Return this rank's tensor and its partner's, stacked."""
         as_bytes = tensor.cpu().contiguous().view(torch.uint8).numpy()  # NumPy lacks some of torch's dtypes
         of_both = torch.from_numpy(self.pair.gather_arrays(as_bytes))
         return of_both.view(tensor.dtype).to(tensor.device)
@@ -152,16 +152,16 @@ def choose_division(
     origins: Callable[[], Mapping[str, frozenset[str]]],
     tell: Callable[[str], None],
 ) -> Undivided:
-    """Return how ranks share the training, as `config.divide_networks` asks for. Collective: call on all ranks.
+    """Return how ranks share the training, as `config.divide_networks` asks. Collective: call on all ranks.
 
     Args:
         config: all keywords.
         ranks: the run's.
-        networks: those that are trained.
+        networks: policy and value network.
         flat: their parameters.
-        losses: what they are called.
-        origins: says of which networks each loss, as `<name>_loss`, and each statistic is made.
-        tell: gets a line where the networks were to be divided and cannot be.
+        losses: names of the losses.
+        origins: returns the networks that each loss (as `<name>_loss`) and each statistic is computed from.
+        tell: prints a line if `divide_networks=True` is impossible.
     """
     wanted = config.divide_networks
     if wanted is False:
@@ -174,12 +174,12 @@ def choose_division(
         try:
             found = origins()
             why = _why_indivisible(losses, found)
-        except Exception as error:  # of the user's losses, under a tracer that they may not get on with
+        except Exception as error:  # from the user's losses, which may not work under a tracer
             why = f"the losses cannot be followed: {error}"
     if ranks.min(float(why is None)) == 1:
         return Divided(ranks, found)
     if wanted is True:
-        tell(f"divide_networks: all ranks train both networks ({why})")
+        tell(f"divide_networks: all ranks train both networks ({why or 'another rank cannot'})")
     return Undivided(ranks)
 
 
@@ -189,7 +189,7 @@ def _alike(flat: FlatParameters) -> bool:
 
 
 def _why_not(config: Config, ranks: Communicator, networks: ActorCritic, flat: FlatParameters) -> str | None:
-    """Return why the networks cannot be divided, as far as losses do not decide it."""
+    """Return why the networks cannot be divided, apart from reasons that lie in the losses; None: they can."""
     if ranks.size % 2 == 1:
         return "their number is odd"
     if sum(part.stop > part.start for part in flat.slices.values()) < 2:
@@ -202,7 +202,7 @@ def _why_not(config: Config, ranks: Communicator, networks: ActorCritic, flat: F
 
 
 def _why_indivisible(losses: Sequence[str], origins: Mapping[str, frozenset[str]]) -> str | None:
-    """Return why losses and statistics, by what they are made of, cannot be left to half of the ranks each."""
+    """Return why losses and statistics, given their origins, cannot be divided among the ranks; None: they can."""
     of_both = [name for name, networks in origins.items() if len(networks) > 1]
     if of_both:
         return f"{', '.join(of_both)} is made of both"

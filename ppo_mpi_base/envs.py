@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The N environments of one rank, stepped together: their ends, the limits of their lengths, episode statistics."""
+"""The N environments of one rank, stepped together: episode ends, length limits and episode statistics."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ppo_mpi_base.parts import with_rows
 from ppo_mpi_base.steppers import Episode, Fit, Loop, Vector
 
 RECORDED_STEPS = 50_000
-"""Steps of an episode in progress whose actions are kept, for a checkpoint; a longer episode cannot be resumed."""
+"""Maximum number of actions kept of an episode in progress, for checkpoints; a longer episode cannot be resumed."""
 
 
 class Transition(NamedTuple):
-    """What one step of N environments gave.
+    """The results of one step of N environments.
 
     Attributes:
         rewards: (N,) float64, raw.
-        terminated, truncated: (N,) bool, to be read only; never both: a step that is both counts as terminated.
+        terminated, truncated: (N,) bool, read-only; never both: a step that is both counts as terminated.
         final_observations: local index -> the last observation of the episode that this step ended.
-        episodes: the statistics of the episodes that this step ended, see `Environments`.
+        episodes: statistics of the episodes that this step ended, see `Environments`.
     """
 
     rewards: np.ndarray
@@ -40,37 +40,37 @@ class Transition(NamedTuple):
 
 
 class Environments:
-    """Step the N environments of one rank together, and begin a new episode where one has ended.
+    """Step the N environments of one rank together, and begin a new episode when one has ended.
 
-    A list of environments is stepped in a loop, and each episode is a function of (seed, global index, number of the
-    episode) and its actions, as far as an environment draws from its `np_random` alone. (ALE's sticky actions do not;
-    `gymnasium.wrappers.StickyAction` does.) A vector environment gets its environments' seeds once, and in all of its
-    autoreset modes its transitions are those of the list: no step is a reset in disguise. Environments may reuse their
-    arrays, but not under SAME_STEP, where Gymnasium itself resets them before it hands out the last observation.
+    A list of environments is stepped in a loop. Each episode is a function of (seed, global index, episode number) and
+    its actions, as long as an environment draws only from its `np_random`. (ALE's sticky actions do not;
+    `gymnasium.wrappers.StickyAction` does.) A vector environment gets its environments' seeds once. In all of its
+    autoreset modes, its transitions are those of the list: no step is a hidden reset. Environments may reuse their
+    arrays, but not under SAME_STEP, where Gymnasium itself resets them before it returns the last observation.
 
-    Statistics count raw rewards and steps. An environment that itself reports `info["episode"]` (`{"r", "l"}`, as
-    Gymnasium's RecordEpisodeStatistics does) is believed instead from its first report on, or from the start where the
-    info of its reset has `"reports_episodes"`: an Atari wrapper may end an episode for training at each lost life, and
-    yet report whole games. A game that a wrapper around RecordEpisodeStatistics ends counts as far as it was recorded.
+    Statistics count raw rewards and steps. If an environment itself reports `info["episode"]` (`{"r", "l"}`, like
+    Gymnasium's RecordEpisodeStatistics), its reports are used instead, from the first one on, or from the start if the
+    info of its reset has `"reports_episodes"`: an Atari wrapper may end a training episode at each lost life, but
+    report whole games. A game that a wrapper around RecordEpisodeStatistics ends counts as far as it was recorded.
 
     Args:
         environments: N environments, or one vector environment of N.
         seed: the run's seed, at least 0.
         first_global_index: global index of the first environment, rank * N.
         max_ep_len: steps after which an episode is truncated.
-        first_ep_lens: the same for each environment's first episode, (N,), which does not count in statistics if it is
-            cut by this. None: no such limits.
-        state_processing_hook: function of one observation; what it returns takes the observation's place.
+        first_ep_lens: the same for each environment's first episode, (N,), which does not count in statistics if this
+            cuts it. None: no such limits.
+        state_processing_hook: function of one observation; its result replaces the observation.
         obs_space_override: the space of observations after `state_processing_hook`.
 
     Attributes:
         num_envs: N.
-        observation_space, action_space: those of a single environment, the first after `obs_space_override`, and
-            `Parts` in place of a Dict space.
+        observation_space, action_space: those of a single environment, the former after `obs_space_override`, and
+            `Parts` instead of a Dict space.
 
     Raises:
-        ConfigurationError: spaces that differ or are not supported, an environment that is there twice, a vector
-            environment without an autoreset mode or with one that cannot be steered.
+        ConfigurationError: spaces differ or are not supported, an environment appears twice, or a vector environment
+            has no autoreset mode or one that cannot be handled.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Environments:
         self._limit = math.inf if max_ep_len is None else float(max_ep_len)
         first: Sequence[float] = first_ep_lens or [math.inf] * self.num_envs
         self._first_limits = [min(length, self._limit) for length in first]
-        self._none = np.zeros(self.num_envs, dtype=bool)  # what most steps end
+        self._none = np.zeros(self.num_envs, dtype=bool)  # most steps end no episode
         self._none.flags.writeable = False
 
     def reset(self, out: np.ndarray, episode: int = 0) -> None:
@@ -111,17 +111,17 @@ class Environments:
 
         Args:
             out: (N, *observation shape) in the observation space's dtype; receives the first observations.
-            episode: its number, where lower ones were used up by a former process.
+            episode: the first episode's number, above 0 if an earlier process has used lower ones.
 
         Raises:
-            ConfigurationError: a vector environment takes no sequence of seeds.
+            ConfigurationError: a vector environment does not accept a sequence of seeds.
             TrainingError: an observation does not fit its space.
         """
         self._clock = 0  # steps since this reset
-        self._starts = [0] * self.num_envs  # the clock when each environment's episode began
-        self._limits = self._first_limits.copy()  # to the lengths of the episodes in progress
+        self._starts = [0] * self.num_envs  # the clock at the start of each environment's episode
+        self._limits = self._first_limits.copy()  # on the lengths of the episodes in progress
         self._returns = [0.0] * self.num_envs  # of each environment's episode so far
-        # Since the oldest episode in progress began, for `progress`; a vector environment's cannot be repeated.
+        # Since the start of the oldest episode in progress, for `progress`; a vector environment's cannot be repeated.
         recorded = RECORDED_STEPS if isinstance(self._stepper, Loop) else 0
         self._actions: deque[np.ndarray] = deque(maxlen=recorded)
         self._reporting = self._stepper.reset(out, episode)  # environments that report their own episodes
@@ -130,9 +130,9 @@ class Environments:
         """Take one step in every environment.
 
         Args:
-            actions: (N, *action shape), as the environments want them.
-            out: (N, *observation shape) in the observation space's dtype; receives the observations to act on next: of
-                an ended episode, the first one of the next episode.
+            actions: (N, *action shape), as the environments expect them.
+            out: (N, *observation shape) in the observation space's dtype; receives the observations to act on next:
+                after an ended episode, the first one of the next episode.
 
         Raises:
             ConfigurationError: a vector environment ignores `reset_mask`.
@@ -142,7 +142,7 @@ class Environments:
         self._actions.append(actions.copy())
         # Another copy: an environment may keep its own, or change it in place.
         rewards, ended, final_observations, reports = self._stepper.step(actions.copy(), out)
-        self._returns = list(map(add, self._returns, rewards.tolist()))  # NumPy's + takes longer on so few
+        self._returns = list(map(add, self._returns, rewards.tolist()))  # NumPy's + is slower on so few
         late: list[int] = []
         if min(self._limits) != math.inf:
             lengths = [self._clock - start for start in self._starts]
@@ -159,7 +159,7 @@ class Environments:
             final_observations.update((i, np.array(out[i])) for i in waiting)
             cut = self._stepper.restart(waiting, out)
             for i in late:
-                if self._limits[i] < self._limit:  # cut by `first_ep_lens`, and so not counted
+                if self._limits[i] < self._limit:  # cut by `first_ep_lens`, so not counted
                     cut.pop(i, None)
             reports = {**cut, **reports}
         episodes = self._statistics(ended, late, reports)
@@ -172,7 +172,7 @@ class Environments:
     def progress(self) -> dict[str, np.ndarray]:
         """Return the episodes in progress, for `resume`: how far they are, and the actions that led there.
 
-        Of episodes of more than `RECORDED_STEPS`, and of a vector environment's, there are no actions.
+        Episodes of more than `RECORDED_STEPS` steps, and those of a vector environment, have no actions.
         """
         lengths = np.array([self._clock - start for start in self._starts])
         actions = np.stack(self._actions) if self._actions else np.zeros((0, self.num_envs))
@@ -189,16 +189,16 @@ class Environments:
         }
 
     def resume(self, progress: dict[str, np.ndarray], observations: np.ndarray, out: np.ndarray) -> list[int]:
-        """Take up the episodes of `progress` by repeating their actions; for the rest, begin ones that never were.
+        """Resume the episodes of `progress` by repeating their actions; if that fails, begin episodes not yet used.
 
         Args:
             progress: as `progress()` returned it for as many environments.
-            observations: (N, *observation shape), what was to be acted on next.
-            out: (N, *observation shape), receives what is to be acted on next.
+            observations: (N, *observation shape), those to act on next at that time.
+            out: (N, *observation shape), receives the observations to act on next.
 
         Returns:
-            The environments whose episodes could not be repeated exactly, or were too long for it: all of a vector
-            environment.
+            The environments whose episodes could not be repeated exactly, or were too long for it: for a vector
+            environment, all.
         """
         newest = int(progress["episodes"].max())
         self.reset(out, newest + 1)
@@ -206,7 +206,7 @@ class Environments:
             return list(range(self.num_envs))
         self._starts = (-progress["lengths"]).tolist()
         self._returns = progress["returns"].tolist()
-        if (cuts := progress.get("cuts")) is None:  # by an earlier version
+        if (cuts := progress.get("cuts")) is None:  # written by an earlier version
             cuts = np.where(progress["episodes"] == 0, self._first_limits, math.inf)
         self._limits = np.minimum(cuts, self._limit).tolist()
         self._reporting = set(np.flatnonzero(progress["reporting"]).tolist())
@@ -230,9 +230,9 @@ class Environments:
         self._stepper.close()
 
     def _statistics(self, ended: dict[int, bool], late: list[int], reports: dict[int, Episode]) -> list[Episode]:
-        """Return the episodes that ended, some of them only because they were late, as counted here or as reported.
+        """Return the episodes that ended, `late` ones at a length limit, as counted here or as reported.
 
-        Those that were cut short of `max_ep_len` are left out.
+        Those that `first_ep_lens` cut are left out.
         """
 
         def cut(i: int) -> bool:
@@ -246,8 +246,8 @@ class Environments:
             counted = Episode(self._returns[i], self._clock - self._starts[i], i)
             report = reports.pop(i, None)
             # A report that is too short has lost steps: RecordEpisodeStatistics around a vector environment forgets
-            # those of all environments when one is reset. And no wrapper knows that max_ep_len ends an episode, or
-            # that a time limit around it does.
+            # those of all environments when one is reset. And no wrapper knows when max_ep_len, or a time limit
+            # around it, ends an episode.
             if report is not None and report.length >= counted.length:
                 episodes.append(report)
             elif report is not None or i not in self._reporting or i in late or cut(i):
@@ -264,7 +264,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space, source: 
     `Parts` of a Dict space are a Box.
 
     Args:
-        observation_space: what networks are built for.
+        observation_space: the space that networks are built for.
         action_space: that of the environments.
         source: the keyword that the observation space comes from.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The two ways a run can go wrong that the package itself reports, and what helps to tell them."""
+"""The two kinds of errors that the package itself reports, and helpers to report them."""
 
 import contextlib
 import difflib
@@ -18,26 +18,26 @@ class TrainingError(RuntimeError):
 
 
 def last_words(text: str) -> None:
-    """Write to stderr at once; where that cannot be, as on a full disk, what is to follow must follow still."""
+    """Write to stderr at once; if that fails, as on a full disk, carry on."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the known one that is most like it, or nothing."""
+    """Return the end of a message about an unknown name: the most similar known one, or nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_takes(name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-    """Raise `ConfigurationError` where a user's function does not take what it will be called with.
+    """Raise `ConfigurationError` if a user's function does not accept the arguments it will be called with.
 
     Args:
-        name: what the user knows the function by.
-        function: is not called.
-        arguments: of its positional arguments the names.
-        keywords: its other arguments.
+        name: the name by which the user knows the function.
+        function: the function; it is not called.
+        arguments: names of its positional arguments.
+        keywords: its keyword arguments.
     """
     try:
         inspect.signature(function).bind(*arguments, **keywords)

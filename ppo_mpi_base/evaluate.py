@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a policy earns on fresh environments: episodes shared out over ranks, the same for any number of them."""
+"""Evaluate a policy in fresh environments: episodes are divided among ranks; results are the same for any number."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from ppo_mpi_base.undisturbed import undisturbed
 from ppo_mpi_base.whole_games import WholeGames
 
 RESAMPLES = 10_000
-"""Bootstrap samples of which the interval is made."""
+"""Number of bootstrap samples for the interval."""
 SLICE = 0.5
-"""Seconds after which ranks meet: none waits longer for others, and an error on one soon ends all."""
+"""Seconds between synchronizations: no rank waits longer for others, and an error on one soon ends all."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the episodes of an evaluation came to.
+    """The results of an evaluation's episodes.
 
     Attributes:
-        returns: undiscounted sums of raw rewards, in the order of the episodes' numbers.
-        lengths: steps of the same episodes, of whole games as their environment reports them.
+        returns: undiscounted sums of raw rewards, in order of episode number.
+        lengths: steps of the same episodes; for whole games, as reported by the environment.
         deterministic: whether each action was the most probable one, rather than sampled.
         seed: what all random numbers derive from.
     """
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def std(self) -> float:
-        """The standard deviation of the returns, about their mean (no degree of freedom is taken off)."""
+        """The standard deviation of the returns about their mean (ddof=0)."""
         return float(np.std(self.returns))
 
     @property
@@ -77,7 +77,7 @@ class Evaluation:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the mean return, by the bootstrap's percentiles; NaN of a single episode.
+        """The 95% confidence interval of the mean return, by the percentile bootstrap; NaN for a single episode.
 
         Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, section 13.3.
         """
@@ -89,7 +89,7 @@ class Evaluation:
         return float(low), float(high)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all figures, and each episode's, for JSON."""
+        """Return all statistics, and each episode's return and length, for JSON."""
         return {
             "episodes": len(self.returns),
             "deterministic": self.deterministic,
@@ -104,11 +104,11 @@ class Evaluation:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all; for one rank only."""
+        """Write a JSON file, whole or not at all; call on one rank only."""
         write_whole(Path(path), json.dumps(self.as_dict(), indent=1).encode())
 
     def __str__(self) -> str:
-        """Return the figures as one line for people."""
+        """Return the statistics as one readable line."""
         (low, high), n = self.interval, len(self.returns)
         interval = f" (95% interval {low:.6g} to {high:.6g})" if n > 1 else ""
         return (
@@ -134,34 +134,34 @@ def evaluate(
     ranks: Communicator | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Play episodes by a policy, shared out over ranks, and return what they came to, on each rank.
+    """Play episodes with a policy, divided among ranks, and return the results on each rank.
 
-    Episode k is a function of the policy, the seed and k: it is played in an environment of its own, and even the
-    global random states of `random`, NumPy and torch are set for it. So on a machine the returns are the same for any
-    number of ranks, in a new process and in the one that trained. The policy, its normalization included, and the
-    global random states are left as they were. Collective: call on all ranks, with a policy that is equal on them.
+    Episode k depends only on the policy, the seed and k: it is played in its own environment, and even the global
+    random states of `random`, NumPy and torch are set for it. So on one machine the returns are the same for any
+    number of ranks, in a new process and in the one that trained. The policy, including its normalization, and the
+    global random states are left unchanged. Collective: call on all ranks, with the same policy on each.
 
-    An environment with Gymnasium's RecordEpisodeStatistics somewhere in it is played until that reports: a wrapper
-    around it may end an episode at each lost life, and whole games are counted.
+    If an environment contains Gymnasium's RecordEpisodeStatistics, it is played until that reports an episode: a
+    wrapper around it may end an episode at each lost life, but whole games are counted.
 
     Args:
         policy: a `save_location`; in training, the worker's `actor_critic`; or `load_actor_critic(...).actor_critic`.
         env_fn: builds one environment, as for `PPO()`: `env_fn(**env_kwargs)`.
-        env_kwargs: for `env_fn`.
-        episodes: how many, over all ranks.
+        env_kwargs: keyword arguments of `env_fn`.
+        episodes: number of episodes, over all ranks.
         seed: what all random numbers derive from, at least 0.
-        deterministic: take the most probable actions, or sample them.
+        deterministic: whether to take the most probable actions, rather than sample them.
         max_ep_len: steps after which an episode (a whole game) is truncated.
-        state_processing_hook: as for `PPO()`, and the same as there.
-        which: of a `save_location` the networks that earned the best return, or the latest.
-        network_fn: builds the network of a `save_location`, where it is a class of your own.
-        policy_kwargs: for `network_fn`.
-        ranks: None: all ranks.
-        progress: gets the number of episodes that are over, about every half second and on each rank; what it raises
-            (on each rank) ends the evaluation.
+        state_processing_hook: the same function as for `PPO()`.
+        which: for a `save_location`, the networks that earned the best return, or the latest.
+        network_fn: builds the network of a `save_location`, if its class is your own.
+        policy_kwargs: keyword arguments of `network_fn`.
+        ranks: the ranks that share the episodes. None: all ranks.
+        progress: called about every half second, on each rank, with the number of finished episodes; an exception
+            that it raises (on each rank) ends the evaluation.
 
     Raises:
-        ConfigurationError: an argument, or what `env_fn` builds, does not fit; on all ranks.
+        ConfigurationError: an argument, or what `env_fn` builds, is unsuitable; on all ranks.
         TrainingError: an environment's observation or reward has the wrong shape or is not finite; on all ranks.
     """
     if ranks is None:
@@ -196,7 +196,7 @@ def _play(
     max_ep_len: int | None,
     state_processing_hook: Callable[[Any], Any] | None,
 ) -> Generator[Episode | None, None, None]:
-    """Play the episodes of these numbers, each in an environment of its own; yield after each step, see `_episode`."""
+    """Play the episodes with these numbers, each in its own environment; yield after each step, see `_episode`."""
     for k in numbers:
         noise = None if deterministic else generator(seed, EVALUATION, k, 1)
         of_environment = _seed_all(seed, k)
@@ -219,7 +219,7 @@ def _play_together(
     ranks: Communicator,
     progress: Callable[[int], None] | None,
 ) -> list[tuple[float, int]]:
-    """Return the return and length of each episode of all ranks, in order. Collective: call on all ranks."""
+    """Return each episode's return and length, in order, from all ranks. Collective: call on all ranks."""
     own: list[Episode] = []
     over = np.zeros(1, np.int64)
     with undisturbed(policy), closing(playing):
@@ -239,10 +239,10 @@ def check_environments(
     env_kwargs: dict[str, Any],
     state_processing_hook: Callable[[Any], Any] | None,
 ) -> None:
-    """Build two environments and close them, before a training that will be interrupted by evaluations.
+    """Build two environments and close them, as a check before training with periodic evaluations.
 
     Raises:
-        ConfigurationError: they are none, are one object, or their spaces are not the policy's.
+        ConfigurationError: they are not environments, are the same object, or their spaces are not the policy's.
     """
     with undisturbed(policy):
         first, second = (_environment(policy, env_fn, env_kwargs, state_processing_hook) for _ in range(2))
@@ -261,7 +261,7 @@ def _checked(
     state_processing_hook: Callable[[Any], Any] | None,
     load: Callable[[str | Path], SavedPolicy],
 ) -> ActorCritic:
-    """Return the policy, from its files if it is a path, once all arguments are right."""
+    """Check all arguments, then return the policy, loaded from its files if it is a path."""
     for name, (value, annotation) in arguments.items():
         checked(name, value, annotation)
     if isinstance(policy, str | Path):
@@ -282,7 +282,7 @@ def _environment(
     env_kwargs: dict[str, Any],
     state_processing_hook: Callable[[Any], Any] | None,
 ) -> gymnasium.Env:
-    """Build an environment that has the policy's spaces; what a hook makes of observations can be seen only later."""
+    """Build an environment and check that it has the policy's spaces; what a hook returns is checked only later."""
     environment = build_environment(env_fn, env_kwargs)
     for name, wanted in (("observation", policy.observation_space), ("action", policy.action_space)):
         found = with_rows(getattr(environment, f"{name}_space"))
@@ -302,7 +302,7 @@ def _seed_all(seed: int, k: int) -> int:
 
 
 def _next(playing: Iterator[Episode | None]) -> Iterator[Episode]:
-    """Yield the episodes that end within a slice of time."""
+    """Yield the episodes that end within `SLICE` seconds."""
     until = time.monotonic() + SLICE
     for episode in playing:
         if episode is not None:
@@ -314,7 +314,7 @@ def _next(playing: Iterator[Episode | None]) -> Iterator[Episode]:
 def _episode(
     policy: ActorCritic, environments: Environments, k: int, noise: np.random.Generator | None
 ) -> Iterator[Episode | None]:
-    """Play episode k in the one environment; yield after each step: None, or in the end the episode."""
+    """Play episode k in the single environment; yield None after each step, but the episode after the last."""
     space = policy.observation_space
     observations = np.zeros((1, *(space.shape or ())), space.dtype)
     environments.reset(observations)
@@ -333,8 +333,8 @@ def _check_finite(what: str, found: np.ndarray, k: int) -> None:
 
 
 def _action(policy: ActorCritic, observations: np.ndarray, noise: np.random.Generator | None) -> np.ndarray:
-    """Return what the environment gets for observations (1, ...): the most probable action, or one sampled by noise."""
-    # A copy: torch's own memory is aligned, and the last bit of products depends on that.
+    """Return the environment's action for observations (1, ...): the most probable one, or one sampled with `noise`."""
+    # A copy: torch aligns its own memory, and the last bit of matrix products depends on that.
     distribution = policy.policy(torch.tensor(observations, device=policy.device))
     if noise is None:
         actions = distribution.mode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A saved policy as one function observations -> actions in ONNX and in torch's own format, for other programs."""
+"""Export a saved policy for other programs: one function observations -> actions, in ONNX or torch's own format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ppo_mpi_base.saved_policy import load_actor_critic
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
-"""Largest difference, relative above 1, between exported and original actions or logits."""
+"""Absolute and relative tolerance for differences between exported and original actions or logits."""
 
 Actions = Callable[[Tensor], Tensor]
 
@@ -36,33 +36,33 @@ def export_policy(
     network_fn: Callable[..., nn.Module] | None = None,
     policy_kwargs: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write a saved policy as a function of observations alone, normalization inside, in each of the formats.
+    """Write a saved policy as a function of observations alone, with the normalization inside, in each format.
 
-    The function takes `observations` (B, *shape) in the observation space's dtype, for any B from 1 on (after a
-    training with `state_processing_hook`, what that returns), and returns `actions` (B, ...): the most probable ones,
-    as the environment gets them, computed in float32. Each exported function is run on random observations before
-    anything is written; the one in ONNX only where onnxruntime is installed.
+    The function takes `observations` (B, *shape) in the observation space's dtype, for any B >= 1; after a training
+    with `state_processing_hook`, these are what the hook returns. It returns `actions` (B, ...): the most probable
+    ones, as the environment takes them, computed in float32. Before anything is written, each exported function is
+    tested on random observations (the ONNX one only if onnxruntime is installed).
 
     Args:
         directory: the `save_location` that was given to `PPO()`.
         output: the files' common path; ".onnx" and ".pt2" are appended.
         which: the networks that earned the best mean return, or the latest.
         formats: "onnx" (needs onnx and onnxscript), "torch" (for `torch.export.load(path).module()`), or both.
-        network_fn: builds the policy network, where `load_policy` needs it.
-        policy_kwargs: for `network_fn`.
+        network_fn: builds the policy network, if `load_policy` needs it.
+        policy_kwargs: keyword arguments of `network_fn`.
 
     Returns:
         The files' paths, in the order of `formats`.
 
     Raises:
         ConfigurationError: there is no such policy or format, a package is missing, the network cannot be exported for
-            every B, or what was exported acts differently. Nothing is written then, or the files cannot be.
+            every B, or an exported function acts differently (nothing is written then); or the files cannot be written.
     """
     if not formats or not set(formats) <= set(SUFFIXES):
         raise ConfigurationError(f"formats={tuple(formats)!r} must be some of {', '.join(map(repr, SUFFIXES))}")
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     actor_critic = saved.actor_critic.eval().requires_grad_(False)
-    actor_critic.precision = "float32"  # other programs need not have bfloat16
+    actor_critic.precision = "float32"  # other programs may lack bfloat16
     program = _program(actor_critic)
     contents = {}
     for name in formats:
@@ -81,7 +81,7 @@ def export_policy(
 
 
 class _Actor(nn.Module):
-    """The most probable actions of a policy, as the environment gets them."""
+    """The most probable actions of a policy, as the environment takes them."""
 
     def __init__(self, actor_critic: ActorCritic) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def _program(actor_critic: ActorCritic) -> torch.export.ExportedProgram:
     """Return the policy's graph, for any number of observations."""
     dynamic_shapes = {"observations": {0: torch.export.Dim("batch", min=1)}}
     try:
-        # Two observations: torch would take a single one for a constant.
+        # Two observations: torch would treat a batch size of 1 as a constant.
         return torch.export.export(
             _Actor(actor_critic), (_observations(actor_critic, 2),), dynamic_shapes=dynamic_shapes
         )
@@ -104,7 +104,7 @@ def _program(actor_critic: ActorCritic) -> torch.export.ExportedProgram:
 
 
 def _torch(program: torch.export.ExportedProgram) -> tuple[bytes, Actions]:
-    """Return the file, and what it does after loading."""
+    """Return the file's content, and the function loaded from it."""
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -112,7 +112,7 @@ def _torch(program: torch.export.ExportedProgram) -> tuple[bytes, Actions]:
 
 
 def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Actions | None]:
-    """Return the file, and what it does in onnxruntime, if that is installed."""
+    """Return the file's content, and the function that onnxruntime loads from it, None if that is not installed."""
     try:
         import onnx  # noqa: F401 (torch's exporter needs both, and says so only at its end)
         import onnxscript  # noqa: F401
@@ -145,7 +145,7 @@ def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Actions | None]
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Silence what the exporter says of its own insides, and of torchvision where that is missing."""
+    """Silence the exporter's messages about its internals, and about torchvision if that is missing."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -158,18 +158,18 @@ def _silent() -> Iterator[None]:
 
 
 def _check(name: str, exported: Actions, actor_critic: ActorCritic) -> None:
-    """Raise `ConfigurationError` unless an exported function acts as the policy does."""
+    """Raise `ConfigurationError` unless an exported function acts like the policy."""
     for batch in (1, 64):
         observations = _observations(actor_critic, batch)
         distribution = actor_critic.policy(observations)
         wanted = actor_critic.to_environment(distribution.mode())
         try:
             found = exported(observations)
-        except Exception as error:  # of whichever runtime
+        except Exception as error:  # from whichever runtime
             raise ConfigurationError(f"formats: what was exported to {name!r} fails: {_line(error)}") from error
         same = found.shape == wanted.shape and found.dtype == wanted.dtype
         if same and isinstance(distribution, Categorical):
-            # Of two actions that are equally probable up to rounding, either is right.
+            # If two actions are equally probable up to rounding, either is right.
             start = wanted[:1] - distribution.mode()[:1]
             logits = distribution.logits
             found, wanted = logits.gather(-1, (found - start).unsqueeze(-1)), logits.max(-1, keepdim=True).values
@@ -178,7 +178,7 @@ def _check(name: str, exported: Actions, actor_critic: ActorCritic) -> None:
 
 
 def _observations(actor_critic: ActorCritic, batch: int) -> Tensor:
-    """Return random observations (batch, *shape), spread as the normalization expects them if there is one."""
+    """Return random observations (batch, *shape), spread as the normalization expects, if there is one."""
     space = actor_critic.observation_space
     if actor_critic.normalize_observations:
         mean, std = actor_critic.observation_mean, actor_critic.observation_std
@@ -189,5 +189,5 @@ def _observations(actor_critic: ActorCritic, batch: int) -> Tensor:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of what an error says: torch's go on for pages."""
+    """Return the first line of an error's message: torch's are pages long."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

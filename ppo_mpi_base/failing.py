@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that fail together: whatever ends one of them ends all within seconds, and is told once."""
+"""Ranks fail together: whatever ends one of them ends all within seconds, and is reported once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ppo_mpi_base.mpi_library import load_mpi
 if TYPE_CHECKING:
     from ppo_mpi_base.mpi import Communicator
 
-_FAILED = 31999  # the tag of the message by which a failing rank tells the higher ones
-_SAME_MOMENT = 0.25  # seconds in which ranks count as failing together: longer than an Abort takes to end a rank
-_DRAIN = 0.25  # seconds for the launcher to read our last lines, which MPICH's mpiexec else drops at an Abort
-_PATIENCE = 5.0  # seconds in which a silent rank expects the Abort of the rank that speaks
+_FAILED = 31999  # tag of the message with which a failing rank tells the higher ones
+_SAME_MOMENT = 0.25  # seconds within which ranks count as failing together: longer than an Abort takes to end a rank
+_DRAIN = 0.25  # seconds for the launcher to read our last lines, which MPICH's mpiexec would drop at an Abort
+_PATIENCE = 5.0  # seconds that a silent rank waits for the Abort by the rank that prints
 
 
 class fail_together:  # noqa: N801 (used like a function, as contextlib.suppress is)
-    """End all ranks within seconds when one leaves the block by an exception: `with fail_together(communicator):`.
+    """End all ranks within seconds if one leaves the block with an exception: `with fail_together(communicator):`.
 
-    The failing rank prints its traceback, a ConfigurationError only its one line, and aborts all ranks with a non-zero
-    exit status; other threads and waiting ranks do not hold it back. Where ranks fail at the same moment the lowest
-    speaks for all, and of a `collective` error (see `Communicator.raise_together`) rank 0. SystemExit and
-    KeyboardInterrupt count as failures. At one rank the exception passes untouched.
+    The failing rank prints its traceback (for a ConfigurationError, only its one line) and aborts all ranks with a
+    non-zero exit status; other threads and waiting ranks do not hold it back. If ranks fail at the same moment, the
+    lowest prints for all; for a `collective` error (see `Communicator.raise_together`), rank 0 does. SystemExit and
+    KeyboardInterrupt count as failures. With one rank, the exception passes unchanged.
     """
 
     def __init__(self, communicator: Communicator) -> None:
@@ -52,7 +52,7 @@ class fail_together:  # noqa: N801 (used like a function, as contextlib.suppress
 
 
 def _end_all_ranks(error: BaseException) -> NoReturn:
-    """Print the error, on one rank only if several fail at this moment, and abort all ranks."""
+    """Print the error, on only one rank if several fail at this moment, and abort all ranks."""
     try:
         _flush_stdout()
         if _speaks(error):
@@ -63,23 +63,23 @@ def _end_all_ranks(error: BaseException) -> NoReturn:
     finally:
         if MPI is not None:
             MPI.COMM_WORLD.Abort(1)
-        os._exit(1)  # without MPI: each by itself, the silent ones later lest a launcher ends the one that speaks
+        os._exit(1)  # without MPI, each ends itself; silent ones later, or a launcher might end the printing one
 
 
 def _flush_stdout() -> None:
-    with suppress(OSError, ValueError):  # its disk is full, perhaps
+    with suppress(OSError, ValueError):  # perhaps its disk is full
         sys.stdout.flush()
 
 
 def _speaks(error: BaseException) -> bool:
-    """Return whether this rank prints the error, waiting a moment for a lower rank that also fails."""
+    """Return whether this rank prints the error, after waiting a moment for a lower rank that also fails."""
     if MPI is None:
         return launched()[2] == 0
     comm = MPI.COMM_WORLD
     if getattr(error, "collective", False):
         return bool(comm.rank == 0)
     for higher in range(comm.rank + 1, comm.size):
-        comm.Isend(b"!", higher, _FAILED)  # small enough to leave even if that rank never looks
+        comm.Isend(b"!", higher, _FAILED)  # small enough to be sent even if that rank never receives it
     end = time.monotonic() + _SAME_MOMENT
     while time.monotonic() < end:
         if comm.Iprobe(tag=_FAILED):
@@ -93,7 +93,7 @@ def _report(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}\n"
     told = traceback.TracebackException.from_exception(error)
     caller = error.__traceback__.tb_frame.f_back if error.__traceback__ else None
-    if caller is not None:  # caught below the user's script: show the way from there too
+    if caller is not None:  # caught below the user's script: show the calls from there too
         told.stack[:0] = traceback.extract_stack(caller)
     *lines, last = told.format()
     speaker = "" if MPI is None or hasattr(error, "collective") else f"[rank {MPI.COMM_WORLD.rank}] "
@@ -108,7 +108,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 class About(IntEnum):
-    """What a rank is about to do, and cannot without the others."""
+    """What a rank is about to do, and cannot do without the others."""
 
     LEAVING = 0
     COUNTING = 1
@@ -120,10 +120,10 @@ _CALLS = {About.COUNTING: "world()", About.TRAINING: "PPO()", About.EVALUATING: 
 
 
 def meet(about: About) -> None:
-    """Wait until each rank is about to do something, and go on if it is the same. Collective: call on all ranks.
+    """Wait until every rank is about to do something, and return if all do the same. Collective: call on all ranks.
 
     Raises:
-        ConfigurationError: another rank is about to do something else, or to leave: this one would wait for ever.
+        ConfigurationError: another rank is about to do something else, or to leave: this one would wait forever.
     """
     if MPI is not None and not _all_are(about):
         raise ConfigurationError(
@@ -135,7 +135,7 @@ def meet(about: About) -> None:
 def _all_are(about: About) -> bool:
     extremes = np.array([about, -about])
     everyone = MPI.COMM_WORLD.Iallreduce(MPI.IN_PLACE, extremes, MPI.MIN)
-    while not everyone.Test():  # not Wait, which spins on a core that another rank may still use
+    while not everyone.Test():  # not Wait, which spins on a core that another rank may still need
         time.sleep(0.01)
     return bool(extremes[0] == -extremes[1])
 
@@ -144,22 +144,22 @@ _exit_status: object = None
 
 
 def _exit(status: object = None, /) -> NoReturn:
-    """Exit like `sys.exit`, but remember the status, which Python shows to no hook."""
+    """Exit like `sys.exit`, but remember the status, which Python passes to no hook."""
     global _exit_status
     _exit_status = status
     raise SystemExit(status)
 
 
 def forget_exit() -> None:
-    """Let a `sys.exit` that the script has caught not count: it goes on."""
+    """Forget a `sys.exit` that the script has caught: the script goes on."""
     global _exit_status
     _exit_status = None
 
 
 def _at_exit() -> None:
-    """Leave MPI with all ranks, or abort where this one failed past `_excepthook`: by `sys.exit`, or a user's hook.
+    """Leave MPI with all ranks, or abort if this one failed past `_excepthook`: by `sys.exit`, or with a user's hook.
 
-    Leaving alone would hang, for the others may wait for this rank. A forked child must not even try.
+    Leaving alone would hang, because the others may wait for this rank. A forked child must not even try.
     """
     if is_child() or MPI.Is_finalized():
         return
@@ -169,11 +169,11 @@ def _at_exit() -> None:
         MPI.COMM_WORLD.Abort(_exit_status if isinstance(_exit_status, int) else 1)
     # Wait here, not in Finalize, which chokes on a failing rank's message.
     while not _all_are(About.LEAVING):
-        pass  # another rank has been told that this one leaves, and may go on without it
+        pass  # another rank was told that this one leaves, and may go on without it
     MPI.Finalize()
 
 
-# At import, not at the first use, so that a script that fails before it trains ends all its ranks too.
+# At import, not at first use, so that a script that fails before it trains also ends all its ranks.
 MPI: Any = None
 try:
     MPI = load_mpi()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The frame of every picture: colours and marks that are told apart in grey, axes, legend, note, and its writing."""
+"""What all figures share: colours and markers that differ even in greyscale, axes, legend, note, and saving."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ppo_mpi_base.comparison import References
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_output
 
-BLUE = "#0072B2"  # of Okabe and Ito's palette: told from its other colours by readers of any colour vision
+BLUE = "#0072B2"  # from Okabe and Ito's palette, whose colours differ to readers with any colour vision
 DARK, LIGHT = "#333333", "#E5E5E5"
-# The rest of that palette, dark beside light, so that neighbours differ in grey too; its yellow is too pale for lines.
+# That palette, dark next to light, so neighbours differ in greyscale too; without its yellow, too pale for lines.
 COLORS = (BLUE, "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2.5, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -31,7 +31,7 @@ TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 @contextmanager
 def open_figure(size: tuple[float, float]) -> Iterator[Figure]:
-    """Yield a figure of so many inches, to be drawn and saved inside the context."""
+    """Yield a figure of this size in inches, to be drawn and saved inside the context."""
     # Figure instead of pyplot.figure: it needs no display, and the user's own figures and backend stay as they are.
     # Text stays text in PDF and SVG files: journals refuse Matplotlib's default Type 3 fonts.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
@@ -39,11 +39,11 @@ def open_figure(size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def save_figure(figure: Figure, path: Path, argument: str, dpi: int) -> None:
-    """Write a figure in the format of the path's ending, or name the argument that gave the path."""
+    """Write a figure in the format of the path's ending; an error names the argument that gave the path."""
     picture = io.BytesIO()
     try:
         figure.savefig(picture, dpi=dpi, format=path.suffix[1:] or "png")
-    except ValueError as error:  # an ending that is no format
+    except ValueError as error:  # the ending is not a format
         raise ConfigurationError(f"{argument}={str(path)!r} cannot be written ({error})") from error
     write_output(argument, path, picture.getvalue())
 
@@ -57,7 +57,7 @@ def save_png_and_svg(figure: Figure, output: Path) -> list[Path]:
 
 
 def label_steps(axes: Axes, largest: float, ticks: int) -> None:
-    """Let the axis below be of agent steps up to the largest, with about so many ticks."""
+    """Label the x axis with agent steps up to the largest, with about this many ticks."""
     axes.set_xlim(0, largest)
     axes.set_xlabel("Agent steps", color=DARK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True))
@@ -65,7 +65,7 @@ def label_steps(axes: Axes, largest: float, ticks: int) -> None:
 
 
 def label_time(axes: Axes, largest: float, ticks: int) -> None:
-    """Let the axis below be of seconds up to the largest, told in the unit that suits them."""
+    """Label the x axis, in seconds up to the largest, with the unit that suits them."""
     size, unit = next((size, unit) for size, unit in TIME_UNITS if largest >= 2 * size or size == 1)
     axes.set_xlim(0, largest)
     axes.set_xlabel(f"Wall-clock time ({unit})", color=DARK)
@@ -75,7 +75,7 @@ def label_time(axes: Axes, largest: float, ticks: int) -> None:
 
 
 def style_axes(axes: Axes) -> None:
-    """Draw a light grid, a line below and nothing else around the curves."""
+    """Draw a light grid, a bottom line and nothing else around the curves."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")))
     axes.grid(color=LIGHT, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -85,13 +85,13 @@ def style_axes(axes: Axes) -> None:
 
 
 def _thousands_or_millions(largest: float) -> Callable[[float, int], str]:
-    """Return what labels a tick: one unit for the whole axis, fit for its largest value."""
+    """Return a tick formatter: one unit for the whole axis, chosen by its largest value."""
     size, unit = next((size, unit) for size, unit in [(1e9, "B"), (1e6, "M"), (1e3, "k"), (0.0, "")] if largest >= size)
     return lambda value, _: f"{value / (size or 1.0):g}{unit if value else ''}"
 
 
 def look(number: int) -> dict[str, Any]:
-    """Return colour, dashes and marker of a group by its number; no two of the first 35 are alike."""
+    """Return a group's colour, dashes and marker by its number; no two of the first 35 are alike."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": DASHES[number % len(DASHES)],
@@ -104,14 +104,14 @@ def look(number: int) -> dict[str, Any]:
 
 
 def shrink_text(axes: Axes) -> None:
-    """Make the text of a panel, one of several, smaller."""
+    """Make the text of one of several panels smaller."""
     axes.tick_params(labelsize=8)
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
 
 
 def draw_legend(figure: Figure, labels: Sequence[str], seeds: Sequence[Sequence[int]], joined: bool = True) -> None:
-    """Put a line above the panels: each group's look, name and number of seeds."""
+    """Draw a legend above the panels: each group's look, name and number of seeds."""
     handles = [Line2D([], [], **{**look(n), **({} if joined else {"linestyle": "none"})}) for n in range(len(labels))]
     texts = [f"{plain_text(label)} ({_seeds(counts)})" for label, counts in zip(labels, seeds, strict=True)]
     width = figure.get_figwidth() / (0.065 * max(map(len, texts)) + 0.65)  # inches, of letters and of the line
@@ -137,7 +137,7 @@ def plain_text(label: str) -> str:
 
 
 def draw_note(figure: Figure, text: str, normalized: bool, references: References | None) -> None:
-    """Say below the panels what is shown, so that the picture can stand alone."""
+    """Write below the panels what they show, so that the picture can stand alone."""
     if normalized and references is None:
         text += " Normalized: 0 is the lowest start of a run, 1 the highest score, by task."
     elif normalized:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writing files so that they appear whole or not at all."""
+"""Write files so that they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ppo_mpi_base.errors import ConfigurationError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, force it to the disk and rename it: a kill leaves the old file or the new one."""
+    """Write a file under another name, force it to disk and rename it: a kill leaves the old file or the new one."""
     write_together({path: content})
 
 
 def write_together(contents: dict[Path, bytes]) -> None:
-    """Do so with several files that belong together: where the disk has no room for one, all stay as they were."""
+    """Do the same for files that belong together: if the disk has no room for one of them, all stay as they were."""
     beside = {path: path.with_name(f".{path.name}.part") for path in contents}
     try:
         for path, content in contents.items():
@@ -38,10 +38,10 @@ def write_together(contents: dict[Path, bytes]) -> None:
 
 
 def without_ending(path: Path | str, endings: Container[str]) -> Path:
-    """Return a path less its ending, if that is one of those that will be added to it.
+    """Return a path without its ending, if that is one of `endings`, which will be added to it.
 
     Raises:
-        ConfigurationError: it does not end in a name; the message calls it `output`.
+        ConfigurationError: the path does not end in a name; the message calls it `output`.
     """
     path = Path(path)
     check_name("output", path)
@@ -49,13 +49,13 @@ def without_ending(path: Path | str, endings: Container[str]) -> Path:
 
 
 def check_name(argument: str, path: Path) -> None:
-    """Raise `ConfigurationError` where a path does not end in a name that a file can have."""
+    """Raise `ConfigurationError` if a path does not end in a name that a file can have."""
     if path.name in ("", ".."):
         raise ConfigurationError(f"{argument}={str(path)!r} must end in the name of a file")
 
 
 def write_output(argument: str, path: Path, content: bytes) -> None:
-    """Write a file whole, and its directory where that is missing.
+    """Write a file whole, and create its directory if missing.
 
     Raises:
         ConfigurationError: it cannot be written; the message names the argument that gave the path.
@@ -69,17 +69,17 @@ def write_output(argument: str, path: Path, content: bytes) -> None:
 
 
 PATIENCE = 10.0
-"""Seconds that a run waits for a directory: the processes of one that was killed may take some to end."""
+"""Seconds that a run waits for a directory: the processes of a killed run may take some time to end."""
 
 
 _held: set[int] = set()  # file descriptors of directories
 
 
 def hold(argument: str, path: str, until: ExitStack) -> None:
-    """Make a directory where it is missing, and hold it until a stack is closed.
+    """Create a directory if it is missing, and lock it until the stack `until` is closed.
 
-    No file is left there, and the kernel lets go of it when the process ends, however it does. File systems that know
-    no such locks, as NFS, let everyone in.
+    No lock file is left there, and the kernel releases the lock when the process ends, however it ends. File systems
+    without such locks, such as NFS, let everyone in.
 
     Raises:
         ConfigurationError: it cannot be written, or another run holds it; the message names the argument.
@@ -106,14 +106,14 @@ def hold(argument: str, path: str, until: ExitStack) -> None:
 
 
 def _let_go(directory: int) -> None:
-    if directory in _held:  # not in a child, which never had it
+    if directory in _held:  # not in a child, which never held it
         _held.remove(directory)
-        fcntl.flock(directory, fcntl.LOCK_UN)  # of a child's copy too
+        fcntl.flock(directory, fcntl.LOCK_UN)  # also for a child's copy
         os.close(directory)
 
 
 def _let_go_in_child() -> None:
-    """Close a forked child's copies: a lock belongs to all of them, and the child may outlive the run."""
+    """Close a forked child's copies: they share the lock, and the child may outlive the run."""
     while _held:
         os.close(_held.pop())
 
@@ -122,9 +122,9 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def set_aside(*paths: Path) -> None:
-    """Rename those files and directories that exist to name.1.ending, or name.2.ending, ...: nothing is lost.
+    """Rename those files and directories that exist to name.1.ending, or name.2.ending, ..., so that nothing is lost.
 
-    The number is the first that is free for all of them, so that what belongs together keeps the same.
+    The number is the first that is free for all of them, so that files that belong together share it.
     """
     for number in itertools.count(1):
         names = [path.with_name(f"{path.stem}.{number}{path.suffix}") for path in paths]
@@ -136,7 +136,7 @@ def set_aside(*paths: Path) -> None:
 
 
 def make_directory(argument: str, path: str) -> None:
-    """Make a directory where it is missing, and write a file there once.
+    """Create a directory if it is missing, and test that files can be written there.
 
     Raises:
         ConfigurationError: it cannot be made or written; the message names the argument.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All parameters in one tensor, all gradients in another, with named slices; clipping and Adam on them."""
+"""All parameters in one tensor, all gradients in another, with named slices; clipping and Adam on these."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from torch.nn import functional
 
 
 class FlatParameters:
-    """Give all parameters the memory of one contiguous tensor, and all gradients that of another.
+    """Keep all parameters in the memory of one contiguous tensor, and all gradients in that of another.
 
-    A minibatch then costs one reduction over ranks, whose message is the gradient's own memory with a few statistics at
-    its tail, and one optimizer step on one tensor. Never call a module's `zero_grad()`: it would cut them off.
+    An update then costs one reduction over ranks, whose message is the gradient's own memory with a few statistics at
+    its tail, and one optimizer step per slice. Never call a module's `zero_grad()`: it would detach the gradients.
 
     Args:
-        slices: name -> the parameters of that slice, each with its own learning rate and norm limit. A parameter that
-            stands in several slices belongs to the first.
-        statistics: how many numbers travel at the message's tail.
+        slices: name -> the parameters of that slice. Each slice has its own learning rate and norm limit. A parameter
+            listed in several slices belongs to the first.
+        statistics: how many numbers the message carries at its tail.
 
     Attributes:
         data: (P,), all parameters.
         message: (P + S,), gradient and statistics.
         gradient, statistics: (P,) and (S,), the message's two parts.
-        parts: the same memory as tensors of their own: each parameter's gradient in its shape, and the statistics.
-        host: (P + S,), the message in the host's memory, where ranks reduce it: on a CPU the same memory.
+        parts: the message as separate tensors of the same memory: each parameter's gradient in its shape, then the
+            statistics.
+        host: (P + S,), the message in host memory, where ranks reduce it; on a CPU, the same memory.
         slices: name -> slice of `data` and `gradient`.
-        slice_names: of each parameter, in the order of `parameters()`, the name of its slice.
-        blas_is_one: whether all ranks' hosts run the same code of BLAS. If not, its products differ in their last bits,
-            and norms are computed without it, in three times the time, so that ranks stay in step.
+        slice_names: the slice of each parameter, in the order of `parameters()`.
+        blas_is_one: whether all ranks run the same BLAS code. If not, its products differ in their last bits, so norms
+            are computed without it, in three times the time, to keep ranks in step.
     """
 
     blas_is_one = True
@@ -77,26 +78,26 @@ class FlatParameters:
         self.parts.append(self._part(start, self.statistics.shape))
 
     def _part(self, start: int, shape: torch.Size) -> Tensor:
-        # The same memory, but no view: torch.compile takes the size of what a tensor is a view into for a variable.
+        # The same memory, but not a view: torch.compile treats the size of a view's base as a variable.
         return torch.empty_like(self.message[:0]).set_(self.message.untyped_storage(), start, shape)  # type: ignore[call-overload]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Return each parameter's part of a tensor (P,) in that parameter's shape, in the order of `parameters()`."""
-        # Sizes that are known already: while the losses are traced, looking at the parameters would trace them too.
+        """Return each parameter's part of a tensor (P,), in that parameter's shape, in the order of `parameters()`."""
+        # From stored sizes: while the losses are traced, looking at the parameters would trace them too.
         parts = flat.split(self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the parameters in the order of their places in `data`."""
+        """Return the parameters in the order of `data`."""
         return list(self._parameters)
 
     def names(self, module: nn.Module) -> list[str]:
-        """Return what a module that holds them calls the parameters, in the order of their places in `data`."""
+        """Return the parameters' names in a module that holds them, in the order of `data`."""
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         return [names[id(parameter)] for parameter in self._parameters]
 
     def attached(self) -> bool:
-        """Say whether all parameters and gradients still have the memory of the two tensors."""
+        """Return whether all parameters and gradients still use the memory of the two tensors."""
         size, at, gradient_at = self.data.element_size(), self.data.data_ptr(), self.message.data_ptr()
         for parameter in self._parameters:
             if parameter.grad is None or parameter.data_ptr() != at or parameter.grad.data_ptr() != gradient_at:
@@ -105,7 +106,7 @@ class FlatParameters:
         return True
 
     def to_host(self) -> None:
-        """Copy the message into `host`, from a device that has a memory of its own."""
+        """Copy the message into `host`, if the device has its own memory."""
         if not self._on_host:
             torch.from_numpy(self.host).copy_(self.message)
 
@@ -115,28 +116,28 @@ class FlatParameters:
             self.message.copy_(torch.from_numpy(self.host))
 
     def norm(self, name: str) -> float:
-        """Return the Euclidean norm of one slice's gradient, as it is in `host`."""
+        """Return the Euclidean norm of one slice's gradient in `host`."""
         gradient = self._host_gradients[name]
         return math.sqrt(np.dot(gradient, gradient) if self.blas_is_one else np.einsum("i,i", gradient, gradient))
 
     def scale_(self, name: str, factor: float) -> None:
         """Multiply one slice's gradient by a number, in place."""
         if self._on_host:
-            self._host_gradients[name] *= factor  # by NumPy: a third of the time
+            self._host_gradients[name] *= factor  # NumPy takes a third of the time
         else:
             self.gradient[self.slices[name]].mul_(factor)
 
 
 def clip_scale(norm: float, limit: float | None) -> float:
-    """Return what a gradient of some norm must be multiplied by so that its norm is at most `limit`; None: no limit."""
+    """Return the factor that scales a gradient of this norm to a norm of at most `limit`; None: no limit."""
     return 1.0 if limit is None or norm <= limit else limit / norm
 
 
 ROUND_EVERY = 64
-"""Steps between two roundings of moments that are nearly 0; the first moment falls to a thousandth meanwhile."""
+"""Steps between two roundings of moments near 0; meanwhile, the first moment falls to a thousandth."""
 NEGLIGIBLE = 1e-30
-"""Moments of at most this size become 0. Where a unit has died, they would otherwise fall below 1.2e-38, and with such
-numbers processors take a hundred times as long: so did Adam's steps of Pong, eight times, from the 800th on."""
+"""Moments of at most this size become 0. If a unit has died, they would otherwise fall below 1.2e-38, and with such
+numbers processors take a hundred times as long: on Pong, Adam's steps took eight times as long from the 800th on."""
 
 
 class Adam:
@@ -151,24 +152,24 @@ class Adam:
         self.second_moment = torch.zeros_like(flat.data)
         self.steps = np.zeros(len(flat.slices), np.int64)
         whole = (flat.data, flat.gradient, self.first_moment, self.second_moment)
-        counts = torch.zeros(len(flat.slices), dtype=torch.float32, device=flat.data.device)  # of whatever parameters
-        # Of each slice: its place in `steps`, that number as the kernel wants it, and its part of each tensor.
+        counts = torch.zeros(len(flat.slices), dtype=torch.float32, device=flat.data.device)  # float32 for all dtypes
+        # For each slice: its index in `steps`, its step count as the kernel wants it, and its part of each tensor.
         self._parts = {
             name: (k, counts[k], [tensor[part] for tensor in whole])
             for k, (name, part) in enumerate(flat.slices.items())
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that hold everything; writing into them restores it."""
+        """Return the tensors that hold Adam's state; writing into them restores it."""
         steps = torch.from_numpy(self.steps)
         return {"first_moment": self.first_moment, "second_moment": self.second_moment, "steps": steps}
 
     def step(self, learning_rates: dict[str, float], scales: dict[str, float] | None = None) -> None:
-        """Move parameters by their gradients.
+        """Update the parameters with their gradients.
 
         Args:
-            learning_rates: by slice; slices that are not among them rest.
-            scales: what to multiply a slice's gradient by first, in place; see `clip_scale`. None: by 1.
+            learning_rates: by slice; slices without one do not change.
+            scales: by slice, the factors for the gradients, applied first, in place; see `clip_scale`. None: 1.
         """
         for name, rate in learning_rates.items():
             k, count, (data, gradient, first, second) = self._parts[name]
@@ -179,7 +180,7 @@ class Adam:
             if self.steps[k] % ROUND_EVERY == 0:
                 for moment in (first, second):
                     moment.copy_(functional.hardshrink(moment, NEGLIGIBLE))
-            # The kernel of torch.optim.Adam(fused=True), without the Python around it, which costs several times more.
+            # The kernel of torch.optim.Adam(fused=True), without its Python code, which costs several times more.
             torch._fused_adam_(
                 [data],
                 [gradient],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The gradient of the user's losses, and the policy's actions: run as they are written, or compiled."""
+"""The gradient of the user's losses, and the policy's actions: run eagerly or compiled."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ppo_mpi_base.seeding import torch_kept
 from ppo_mpi_base.undisturbed import undisturbed
 
 MOST_STATISTICS = 32
-"""Statistics, losses among them, that travel with each gradient."""
+"""Maximum number of statistics, including losses, that are sent with each gradient."""
 
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpaceToDepthConv2d)
-"""Layers that do nothing with their weights but multiply by them, in bfloat16 where that is the precision."""
+"""Layers that use their weights only to multiply by them, in bfloat16 if that is the precision."""
 
 LossFunction = Callable[[ActorCritic, Batch, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -41,18 +41,18 @@ class Objective(nn.Module):
         super().__init__()
         self.actor_critic, self.loss_fn, self.hooks = actor_critic, loss_fn, list(hooks)
         self.known: list[str] = []
-        """What the statistics are called, once it is known: their places in the message must stay the same."""
+        """The statistics' names, once known: their places in the message must stay the same."""
         self.others: frozenset[str] = frozenset()
-        """The losses and statistics, as they are called there, that other ranks compute in this one's place."""
+        """The losses and statistics, by their names in `known`, that other ranks compute instead of this one."""
 
     def terms(self, batch: Batch, coefficients: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the named losses, after all hooks, and the statistics with the losses among them."""
+        """Return the named losses, after all hooks, and the statistics, which include the losses."""
         return self.complete(batch, *self.loss_fn(self.actor_critic, batch, coefficients))
 
     def complete(
         self, batch: Batch, losses: dict[str, Tensor], statistics: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what the loss function gave as it is after all hooks, with the losses among the statistics."""
+        """Return what the loss function returned, after all hooks, with the losses among the statistics."""
         for hook in self.hooks:
             returned: Any = hook.on_losses(self.actor_critic, batch, losses)
             if not isinstance(returned, dict):
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         return losses, {**{f"{name}_loss": loss for name, loss in losses.items()}, **statistics}
 
     def forward(self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str]) -> tuple[Tensor, Tensor]:
-        """Return the sum of this rank's losses but the idle ones, a scalar, and the statistics, (S,), 0 if others'."""
+        """Return the sum of this rank's losses except idle ones, a scalar, and statistics (S,), 0 for other ranks'."""
         losses, statistics = self.terms(batch, coefficients)
         if self.known and list(statistics) != self.known:
             raise ConfigurationError(
@@ -78,12 +78,12 @@ class Objective(nn.Module):
 def checked_names(
     objective: Objective, batch: Batch, coefficients: dict[str, Tensor], config: Config
 ) -> tuple[list[str], list[str]]:
-    """Evaluate the losses once, and return what they and their statistics are called.
+    """Evaluate the losses once, and return the names of losses and statistics.
 
     Raises:
-        ConfigurationError: the user's loss function returns something else than it should, or reads what is not there.
+        ConfigurationError: the user's loss function returns the wrong thing, or reads a missing coefficient or extra.
     """
-    # Without a trace: a resumed run does it once more, and must draw the random numbers that follow all the same.
+    # Without a trace: a resumed run does it once more, and must draw the same random numbers afterwards.
     with undisturbed(objective.actor_critic, evaluating=False), torch.enable_grad():
         try:
             returned = objective.loss_fn(objective.actor_critic, batch, coefficients)
@@ -121,14 +121,14 @@ def checked_names(
 
 
 def origins_of_terms(objective: Objective, batch: Batch, coefficients: dict[str, Tensor]) -> dict[str, frozenset[str]]:
-    """Evaluate the losses once, and return of which networks, "policy" and "value", each loss and statistic is made.
+    """Evaluate the losses once; return the networks, "policy" and "value", that each loss and statistic depends on.
 
     Raises:
-        ConfigurationError: the losses train parameters of the user's own, too.
+        ConfigurationError: the losses also train parameters of neither network.
     """
     actor_critic = objective.actor_critic
     with undisturbed(actor_critic, evaluating=False), torch.enable_grad():
-        # Within: the parameters have tensors of their own there.
+        # Inside `undisturbed`: there, the parameters have their own tensors.
         with Origins(actor_critic.parameter_slices()) as origins:
             losses, statistics = objective.terms(batch, coefficients)
         if not _trained_by(losses.values()) <= set(actor_critic.parameters()):
@@ -156,7 +156,7 @@ class Gradients:
     Args:
         objective: the losses.
         flat: where parameters and gradients are.
-        compiler: what the losses and the policy are compiled by, if at all.
+        compiler: compiles the losses and the policy, or leaves them as they are.
     """
 
     def __init__(self, objective: Objective, flat: FlatParameters, compiler: Eager) -> None:
@@ -166,17 +166,17 @@ class Gradients:
         self._trained = self._names
         self._written = flat.parts  # their gradients, and the statistics
         self._left_out: Callable[[], AbstractContextManager[None]] = nullcontext
-        # torch.compile would tell these cases apart by itself, at the price of checking for them in each call.
+        # torch.compile would distinguish these cases itself, but would have to check for them in each call.
         self._additions: dict[tuple[Any, ...], InPlace] = {}
         self._weights = _cast_weights(objective.actor_critic, flat.data.device)
         self._cast = {name: weight.detach().to(torch.bfloat16) for name, weight in self._weights.items()}
         self._acting = compiler(_acting(objective.actor_critic, self._cast), "the policy acts")
-        self._acted: tuple[Tensor, ...] | None = None  # on a device with a memory of its own
+        self._acted: tuple[Tensor, ...] | None = None  # on a device with its own memory
 
     def leave_to_others(self, slices: frozenset[str], terms: frozenset[str]) -> None:
         """Add no gradients to these slices, and compute none of these losses and statistics: other ranks do."""
         self.objective.others = terms
-        # For uncompiled losses: a compiler leaves out by itself what nothing is made of.
+        # For uncompiled losses: a compiler removes unused computations itself.
         self._left_out = partial(self.objective.actor_critic.idling, *slices) if slices else nullcontext
         own = [k for k, name in enumerate(self.flat.slice_names) if name not in slices]
         self._trained = [self._names[k] for k in own]
@@ -184,7 +184,7 @@ class Gradients:
 
     @torch.no_grad()
     def begin_rollout(self) -> None:
-        """Act by the parameters as they are now, and notice what hooks have changed."""
+        """Use the current parameters for acting, and notice what hooks have changed."""
         self._compiler.check_again()
         for name, weight in self._weights.items():
             self._cast[name].copy_(weight)
@@ -194,7 +194,7 @@ class Gradients:
     ) -> None:
         """Add `weight` times the gradient, and the statistics, of one minibatch to the flat message.
 
-        Where it is an update's first, overwrite what was there: to read zeros and to write them takes time, too.
+        If it is an update's first, overwrite what was there: writing and reading zeros would take time, too.
         """
         key = (idle, weight, first, batch.advantages.shape[0], *batch.extras)
         addition = self._additions.get(key)
@@ -205,11 +205,11 @@ class Gradients:
             addition(*self._written, self.flat.data, *batch[:-1], *batch.extras.values(), *coefficients.values())
 
     def act(self, observations: Tensor, noise: Tensor, out: Sequence[Tensor]) -> None:
-        """Sample actions for observations (N, ...); overwrite `out` by them, and by what the environments get.
+        """Sample actions for observations (N, ...); overwrite `out` with them, and with what the environments get.
 
-        Where one network gives policy and value, also by the actions' log-probabilities and the values, (N,) each.
-        Noise is on the networks' device, all else in the host's memory. On a CPU the policy's own call writes there:
-        after environments have emptied the processor's caches, each further operation is slow.
+        If one network gives policy and value, also with the actions' log-probabilities and the values, (N,) each.
+        Noise is on the networks' device, all else in host memory. On a CPU, the policy's own call writes there: after
+        environments have emptied the processor's caches, each further operation is slow.
         """
         device = noise.device
         with torch.no_grad():
@@ -225,7 +225,7 @@ class Gradients:
     def _addition(
         self, idle: frozenset[str], weight: float, first: bool, extras: list[str], coefficients: list[str]
     ) -> InPlace:
-        """Return what `add` calls: a function of what is written, of the parameters and of a minibatch's tensors."""
+        """Return the function that `add` calls, of the tensors to write, the parameters and a minibatch's tensors."""
         trained, count = self._trained, len(self._written)
 
         def arguments(tensors: Sequence[Tensor]) -> tuple[Batch, dict[str, Tensor], frozenset[str]]:
@@ -248,7 +248,7 @@ class Gradients:
             def total(own: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
                 return functional_call(self.objective, {**parameters, **own}, arguments(tensors[count + 1 :]))
 
-            # With respect to each parameter, not to the flat tensor: that would add up one zero-padded gradient each.
+            # With respect to each parameter: for the flat tensor, one zero-padded gradient each would be added up.
             found, statistics = torch.func.grad(total, has_aux=True)({name: parameters[name] for name in trained})
             sums = [*zip(gradient, found.values(), strict=True), (numbers[: len(statistics)], statistics)]
             for old, new in sums:
@@ -258,9 +258,9 @@ class Gradients:
 
 
 class _Acting(nn.Module):
-    """What the policy does in each step of a rollout, as a module's call: other tensors can stand in for its weights.
+    """What the policy does in each step of a rollout, as a module, so that other tensors can replace its weights.
 
-    A network for both gives values with the actions. Where there are two, the value network waits for a large batch.
+    One network for both gives values with the actions. If there are two, the value network waits for a large batch.
     """
 
     def __init__(self, actor_critic: ActorCritic) -> None:
@@ -275,9 +275,9 @@ class _Acting(nn.Module):
 
 
 def _cast_weights(actor_critic: ActorCritic, device: torch.device) -> dict[str, Tensor]:
-    """Return the weights that autocast would cast anew in each step of a rollout, by their names in `_Acting`.
+    """Return the weights that autocast would cast again in each step of a rollout, by their names in `_Acting`.
 
-    None where a network of the user's does not run by them, because it leaves autocast for some of its layers.
+    There are none if a user's network does not run with them, because it leaves autocast for some of its layers.
     """
     if actor_critic.precision != "bfloat16":
         return {}
@@ -294,7 +294,7 @@ def _cast_weights(actor_critic: ActorCritic, device: torch.device) -> dict[str, 
 
 
 def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) -> bool:
-    """Return whether the policy acts by weights in bfloat16; neither buffers nor random numbers are touched."""
+    """Return whether the policy runs with weights in bfloat16; buffers and random states do not change."""
     actor_critic = module.actor_critic
     observations = any_observations(actor_critic.observation_space, 2).to(device)
     noise = action_noise(actor_critic.action_space, np.random.default_rng(0), 2)
@@ -304,13 +304,13 @@ def _runs_by(module: _Acting, weights: dict[str, Tensor], device: torch.device) 
         with torch.no_grad(), torch_kept(device):
             numbers = torch.as_tensor(noise, dtype=torch.get_default_dtype(), device=device)
             functional_call(module, copies, (observations, numbers))
-    except Exception:  # of the user's network, whatever it is
+    except Exception:  # any error in the user's network
         return False
     return True
 
 
 def _acting(actor_critic: ActorCritic, weights: dict[str, Tensor]) -> InPlace:
-    """Return the function that overwrites tensors by what `_Acting` returns for observations and noise."""
+    """Return the function that overwrites tensors with what `_Acting` returns for observations and noise."""
     module = _Acting(actor_critic)
 
     def act(*tensors: Tensor) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks that a run is sound: finite numbers, what hooks have set, and ranks in step; each names who is at fault."""
+"""Checks that a run is sound: finite numbers, valid settings by hooks, ranks in step; each check names the culprit."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 States = dict[str, tuple[tuple[int, ...], torch.dtype]]
-"""What hooks' states are called, with their shapes and dtypes."""
+"""Names of hooks' states, with their shapes and dtypes."""
 
 
 def states(hooks: Sequence[Hooks]) -> States:
-    """Return what hooks' states look like now."""
+    """Return the names, shapes and dtypes of hooks' states now."""
     named = {f"{type(hook).__name__}.state: {name!r}": x for hook in hooks for name, x in hook.state().items()}
     return {name: (tuple(x.shape), x.dtype) for name, x in named.items()}
 
 
 def checked_states(hooks: Sequence[Hooks]) -> States:
-    """Return what hooks' states look like.
+    """Return the names, shapes and dtypes of hooks' states.
 
     Raises:
-        ConfigurationError: one is not what a checkpoint can keep and fill again.
+        ConfigurationError: one cannot be saved in a checkpoint and restored from it.
     """
     for hook in hooks:
         state: Any = hook.state()
@@ -54,7 +54,7 @@ def checked_states(hooks: Sequence[Hooks]) -> States:
 
 
 def check_states_kept(worker: Worker) -> None:
-    """Raise `ConfigurationError` where a hook's state has become another one, into which none can be resumed."""
+    """Raise `ConfigurationError` if a hook's state has changed its name, shape or dtype: no run could resume it."""
     now = states(worker.config.hooks)
     for name in dict.fromkeys([*worker.hook_states, *now]):
         first, found = worker.hook_states.get(name), now.get(name)
@@ -80,7 +80,7 @@ def check_finite(worker: Worker) -> None:
 
 
 def raise_not_finite(learner: Learner) -> None:
-    """Compute the gradient again, rank by rank, to name who made it infinite or NaN. Collective: call on all ranks."""
+    """Recompute each rank's gradient, to name the rank that made it infinite or NaN. Collective: call on all ranks."""
     learner.begin_update(learner.update)
     for batch in learner.update:
         learner.backward(batch)
@@ -96,7 +96,7 @@ def raise_not_finite(learner: Learner) -> None:
 
 
 def check_rates_and_coefficients(learner: Learner) -> None:
-    """Raise `ConfigurationError` where a hook has set a learning rate or a coefficient that cannot be one."""
+    """Raise `ConfigurationError` if a hook has set an invalid learning rate or coefficient."""
     rates: dict[str, Any] = dict(learner.learning_rates)
     for text, wanted, there in (
         ("learning_rates", learner.flat.slices, rates),
@@ -126,9 +126,9 @@ def check_rates_and_coefficients(learner: Learner) -> None:
 
 
 def check_row(worker: Worker, row: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` where a hook has put into the row of the logs what is no number with a name.
+    """Raise `ConfigurationError` if a hook has put anything but named numbers into the row of the logs.
 
-    Or has changed the two numbers by which plots and resumed runs find the row.
+    Or if it has changed one of the two numbers by which plots and resumed runs find the row.
     """
     for name, value in (("total_steps", worker.total_steps), ("iteration", worker.iteration)):
         if row.get(name) != value:
@@ -144,11 +144,11 @@ def check_row(worker: Worker, row: dict[str, Any]) -> None:
 
 
 def check_hooked(worker: Worker, rollout: Rollout) -> None:
-    """Check what hooks have made of a rollout, on this rank.
+    """Check a rollout after hooks have changed it, on this rank.
 
     Raises:
-        ConfigurationError: minibatches cannot be taken from what is in `rollout.extras`.
-        TrainingError: a reward is not finite any more.
+        ConfigurationError: minibatches cannot be taken from `rollout.extras`.
+        TrainingError: a reward is no longer finite.
     """
     if not rollout.rewards.isfinite().all():
         raise TrainingError(
@@ -167,7 +167,7 @@ def check_hooked(worker: Worker, rollout: Rollout) -> None:
 
 
 def check_attached(worker: Worker) -> None:
-    """Raise `ConfigurationError` where parameters or gradients have left the flat tensors, and would not be trained."""
+    """Raise `ConfigurationError` if parameters or gradients have left the flat tensors, and so would not be trained."""
     if not worker.flat.attached():
         raise ConfigurationError(
             "a hook or callback has cut parameters or gradients from the flat tensors that are trained: never call "
@@ -176,7 +176,7 @@ def check_attached(worker: Worker) -> None:
 
 
 def check_in_step(worker: Worker) -> None:
-    """Compare parameters over ranks by a hash. Collective: call on all ranks.
+    """Compare parameters across ranks by a hash. Collective: call on all ranks.
 
     Raises:
         TrainingError: they differ; the message names the first differing tensor and rank.

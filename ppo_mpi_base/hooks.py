@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The few named moments of training at which a user's code runs."""
+"""The few named points in training at which user code runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """Do something at a moment of training: subclass, and write the methods that you need.
+    """Run code at points in training: subclass this, and write the methods that you need.
 
-    Every rank runs every hook in the same order, so that a hook may call collectives of `worker.ranks`. Decisions that
-    change the training must come from figures that are equal on all ranks (`statistics`, or what you reduced).
+    Every rank runs every hook in the same order, so a hook may call collectives of `worker.ranks`. Decisions that
+    change training must come from numbers that are equal on all ranks (`statistics`, or what you reduced).
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Reject a method that is named as a moment but is none, so would never run, or takes other arguments."""
+        """Reject a method that is named like a hook but is none, so would never run, or takes other arguments."""
         super().__init_subclass__(**keywords)
         for name, value in vars(cls).items():
             if name in MOMENTS and isinstance(value, FunctionType):
@@ -41,7 +41,7 @@ class Hooks:
         """Run after each rollout, before its advantages: change rewards, or add (T, N, ...) to `rollout.extras`."""
 
     def on_losses(self, actor_critic: ActorCritic, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Run in each minibatch: return the losses to minimise, each a scalar tensor; their sum is differentiated.
+        """Run for each minibatch: return the losses to minimise, each a scalar tensor; their sum is differentiated.
 
         It is traced when the loss is compiled: compute with tensors only, from `batch` (and `batch.extras`).
         """
@@ -50,19 +50,19 @@ class Hooks:
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`.
 
-        `statistics` is the iteration's row of the logs; what you write into it is logged. All but `fps` and `seconds`,
-        which are this rank's clock, is equal on all ranks.
+        `statistics` is the iteration's log row; what you write into it is logged. All of it is equal on all ranks,
+        except `fps` and `seconds`, which come from this rank's clock.
         """
 
     def on_end(self, worker: Worker) -> None:
-        """Run once, after the last iteration, also of a run that was interrupted: close what you opened."""
+        """Run once, after the last iteration, even of an interrupted run: close what you opened."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that hold what this hook learns, by name: checkpoints save and fill them."""
+        """Return the tensors that hold what this hook learns, by name: checkpoints save them and restore into them."""
         return {}
 
     def does_something(self) -> bool:
-        """Say whether this object has a method that runs at some moment, or a state."""
+        """Return whether this object has a method that runs at some point, or a state."""
         methods = {name: getattr(self, name) for name in (*MOMENTS, "state")}
         return any(getattr(own, "__func__", own) is not getattr(Hooks, name) for name, own in methods.items())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Signals and the time limit: a run that is asked to stop saves itself and ends with a code that asks for a requeue."""
+"""Signals and the time limit: a run asked to stop saves itself and exits with a code that asks for a requeue."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from types import FrameType
 from ppo_mpi_base.errors import last_words
 
 REQUEUE = 75
-"""The exit status of an interrupted run that can be continued: EX_TEMPFAIL of sysexits.h."""
+"""The exit status of an interrupted run that can be continued: EX_TEMPFAIL in sysexits.h."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_REQUEST = 1.0
-"""Seconds in which a signal counts once: schedulers signal the ranks and the launcher, which passes it on to them."""
+"""Seconds within which a signal counts once: schedulers signal both the ranks and the launcher, which passes it on."""
 
 
 class Interruption:
-    """Notes that a signal came or the time is over, for the next moment at which all ranks can stop together.
+    """Notes that a signal came or the time is up, until all ranks can stop together.
 
-    A second signal of the same kind, a second or more later, ends the process at once. The deadline ends it too, at the
+    A second signal of the same kind, a second or more later, ends the process at once. So does the deadline, at the
     last checkpoint: a scheduler's patience is short.
 
     Args:
-        max_seconds: end the run after so long; None never.
+        max_seconds: end the run after this time; None: never.
         deadline: seconds that the run has from the first signal to its end.
     """
 
@@ -38,15 +38,15 @@ class Interruption:
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
-        """Listen to signals; in another thread than the main one Python cannot."""
+        """Listen for signals, which Python can do only in the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for number, handler in self._former.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]  # None: it was not Python's
+            signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]  # None: not set by Python
         if self._timer is not None:
             self._timer.cancel()
 
@@ -62,7 +62,7 @@ class Interruption:
 
     @property
     def pressing(self) -> bool:
-        """Whether half of the deadline has passed since this rank was asked to stop: what can be left out should be."""
+        """Whether half of the deadline has passed since this rank was asked to stop: skip what can be skipped."""
         asked_at = self._came_at if self._came is not None else self._ends_at
         return asked_at is not None and time.monotonic() - asked_at >= self._deadline / 2
 

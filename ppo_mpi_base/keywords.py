@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fields of `Config` as the keywords of a function: its signature and its help, and what is told of a wrong one."""
+"""The fields of `Config` as the keywords of a function: its signature, its help, and its errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ KNOWN_AS = {
     "save_path": "save_location",
     "log_dir": "log_directory",
 }
-"""What other libraries call the keywords whose names are not alike here."""
+"""Other libraries' names -> the keywords here, if these look different."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +94,7 @@ def keywords_of(config_class: Callable[P, Config]) -> Callable[[Callable[[Config
 
 @functools.cache
 def field_docstrings() -> dict[str, str]:
-    """Return what stands below each field of `Config`, by name; nothing where Python runs without its source."""
+    """Return the docstring below each field of `Config`, by name; an empty dict if there is no source code."""
     try:
         module = ast.parse(inspect.getsource(config))
     except OSError:

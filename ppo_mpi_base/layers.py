@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Networks of torch's own layers as plain data: a saved policy needs neither the user's code nor a pickle."""
+"""Networks of torch's layers as plain data, so that a saved policy needs neither the user's code nor a pickle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ppo_mpi_base.networks import ChannelsLast, FlattenPixels, Residual, Scaled, SharedTrunk, SpaceToDepthConv2d
 
-# What is needed to build each layer anew, besides its weights: the names are both attributes and constructor arguments.
+# What is needed to rebuild each layer, besides its weights: the names are both attributes and constructor arguments.
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
@@ -40,7 +40,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     FlattenPixels: (),
     SpaceToDepthConv2d: ("in_channels", "out_channels", "kernel_size", "stride"),
 }
-# What holds other networks, and how it is built from them.
+# Modules that hold other networks, and how to build them from these.
 CONTAINERS: dict[type[nn.Module], Callable[[dict[str, nn.Module]], nn.Module]] = {
     nn.Sequential: lambda parts: nn.Sequential(OrderedDict(parts)),
     Residual: lambda parts: Residual(OrderedDict(parts)),
@@ -53,7 +53,7 @@ WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 def describe(network: nn.Module) -> dict[str, Any] | None:
     """Return a network of these layers and containers, at any depth, as data for JSON; None if it has any other.
 
-    A layer with forward hooks is another, for they may change what it does: `nn.utils.spectral_norm` is made of one.
+    A layer with forward hooks counts as another: they may change what it does, as `nn.utils.spectral_norm`'s does.
     """
     if network._forward_hooks or network._forward_pre_hooks:
         return None
@@ -70,7 +70,7 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
 
 
 def build(description: dict[str, Any]) -> nn.Module:
-    """Return the network of a description by `describe`, with new weights."""
+    """Return the network that `describe` has described, with new weights."""
     kind = description["layer"]
     if "parts" in description:
         parts = {name: build(part) for name, part in description["parts"].items()}

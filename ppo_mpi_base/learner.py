@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One rank's optimizer steps: minibatches of a rollout, their gradients, the sum over ranks, and what is annealed."""
+"""One rank's optimizer steps: minibatches of a rollout, their gradients, the sum over ranks, and annealing."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from ppo_mpi_base.seeding import MINIBATCHES, generator
 from ppo_mpi_base.threads import blas_code, share_cores
 
 KL_TOLERANCE = 1.5
-"""An update is not applied where the KL estimate exceeds this many times `target_kl`."""
+"""An update does not change the policy if its KL estimate exceeds this many times `target_kl`."""
 
 
 class Learner:
-    """A rank's share of the training of the networks. `ppo.PPO` says in which order its methods are called.
+    """A rank's share of training the networks. `ppo.PPO` shows the order in which its methods are called.
 
     Collective: build it on all ranks.
 
     Args:
         config: all keywords.
-        ranks: the run's.
-        actor_critic: the networks; from here on their parameters are views into `flat`.
+        ranks: those of the run.
+        actor_critic: the networks; from here on, their parameters are views into `flat`.
         loss_fn: the losses and statistics of a minibatch.
-        reports: get the time that it takes, and what a person should know.
+        reports: receives timings, and messages for the user.
 
     Attributes:
         flat: all parameters and gradients.
-        optimizer: Adam's moments and its steps of each slice.
+        optimizer: Adam, with its moments and each slice's step count.
         learning_rates: slice name ("policy", "value") -> learning rate.
-        coefficients: name -> 0-d tensor, what loss functions read.
+        coefficients: name -> 0-d tensor, for loss functions to read.
         division: which ranks train which network; known from the first update on.
-        rollout: whose updates are under way.
-        update: the minibatches of the update that is.
-        stopped_by_kl: whether the policy has gone far enough in this iteration.
+        rollout: the rollout of the current updates.
+        update: the minibatches of the current update.
+        stopped_by_kl: whether the KL stop has ended the policy's updates in this iteration.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Learner:
         self._broadcast([self.flat.data, *self.not_trained()])
 
     def broadcast_buffers(self) -> None:
-        """Give all ranks rank 0's buffers of the networks, as of running means. Collective: call on all ranks."""
+        """Give all ranks rank 0's network buffers, such as running means. Collective: call on all ranks."""
         self._broadcast(self.actor_critic.network_buffers() if self.ranks.size > 1 else ())
 
     def _broadcast(self, tensors: Iterable[Tensor]) -> None:
@@ -99,24 +99,24 @@ class Learner:
         return [*frozen, *self.actor_critic.buffers()]
 
     def updates(self, rollout: Rollout) -> Iterator[list[Batch]]:
-        """Yield the minibatches of each update: all epochs, until the KL stop has ended them.
+        """Yield the minibatches of each update, over all epochs or until the KL stop ends them.
 
-        An update is made of `grad_accum` minibatches; the last of an epoch of what is left. The first `backward` of an
-        update overwrites the flat gradient, others add to it.
+        An update consists of `grad_accum` minibatches; the last one of an epoch has what is left. The first `backward`
+        of an update overwrites the flat gradient, later ones add to it.
         """
         config, n = self.config, self.config.environments_per_rank
         samples = rollout.samples()
-        self._know_losses(samples.split(config.minibatch_size)[0])  # now: wrong ones are told before any delay
+        self._know_losses(samples.split(config.minibatch_size)[0])  # first: errors are raised before any delay
         epochs = range(max(self.epochs[name] for name in self.flat.slices))
         if rollout.total_steps <= config.delay_training_for_steps or not epochs:
             return
         self.rollout = rollout
-        first, iteration = self.ranks.rank * n, rollout.iteration  # keyed by numbers over all ranks
+        first, iteration = self.ranks.rank * n, rollout.iteration  # keys are global, over all ranks
         generators = [generator(config.seed, MINIBATCHES, first + i, iteration) for i in range(n)]
         between = generator(config.seed, MINIBATCHES, first, iteration, 1)
         self.stopped_by_kl = False
         orders = (minibatch_order(config.rollout_length_per_worker, generators, between) for _ in epochs)
-        for name in self.division.idle:  # where the last iteration left others' gradients, which no update overwrites
+        for name in self.division.idle:  # may hold old gradients of other ranks, which no update overwrites
             self.flat.gradient[self.flat.slices[name]].zero_()
         shared = self.division.share(samples, orders, config.minibatch_size, self.reports.seconds)
         for epoch, batches in zip(epochs, self.shuffled.epochs(*shared), strict=True):
@@ -131,16 +131,16 @@ class Learner:
                 update = batches[start : start + config.grad_accum]
                 self.begin_update(update)
                 yield update
-                if self.not_finite:  # now: the memory of this update's samples still holds them
+                if self.not_finite:  # stop now, while this update's samples are still in memory
                     return
 
     def _idle(self, epoch: int) -> frozenset[str]:
-        """Return the slices that are done for this iteration: their epochs are over, or the policy went far enough."""
+        """Return the slices that are done for this iteration: their epochs are over, or the KL stopped the policy."""
         over = {name for name in self.flat.slices if epoch >= self.epochs[name]}
         return frozenset(over | {"policy"} if self.stopped_by_kl else over)
 
     def _know_losses(self, batch: Batch) -> None:
-        """Learn what losses and statistics are called, check them, and share them among ranks, the first time."""
+        """On the first call, get the names of losses and statistics, check them, and divide them among ranks."""
         if self.loss_names:
             return
         terms = self.objective, batch, self.coefficients
@@ -160,17 +160,17 @@ class Learner:
         self.shuffled = Shuffled(self.division.minibatch_size(self.config.minibatch_size))
 
     def _over(self, idle: frozenset[str]) -> bool:
-        """Return whether nothing is left to train: no slice, or no loss of the same name for those that are."""
+        """Return whether nothing is left to train: all slices are idle, or the names of all losses are."""
         return idle.issuperset(self.flat.slices) or idle.issuperset(self.loss_names)
 
     def begin_update(self, update: list[Batch]) -> None:
-        """Let the next `backward` be the first of these minibatches'."""
+        """Begin an update on these minibatches, with the next `backward`."""
         self.update, self._first = update, True
         samples = sum(batch.advantages.shape[0] for batch in update)
         self._per_sample = 1 / (samples * self.division.team.size)
 
     def backward(self, minibatch: Batch) -> None:
-        """Add this rank's share of a minibatch's mean gradient and statistics to the update's, in the flat message."""
+        """Add this rank's share of a minibatch's mean gradient and statistics to the update's flat message."""
         started = time.perf_counter()
         weight = minibatch.advantages.shape[0] * self._per_sample
         self.gradients.add(minibatch, self.coefficients, self.idle, weight, self._first)
@@ -178,12 +178,12 @@ class Learner:
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def allreduce(self) -> dict[str, float]:
-        """Sum gradient and statistics over the ranks that train the same in one message, and return their statistics.
+        """Sum gradient and statistics over the ranks that train the same, in one message; return their statistics.
 
         Collective: call on all ranks.
         """
         flat, started = self.flat, time.perf_counter()
-        flat.to_host()  # waits for a device of its own to finish the gradient
+        flat.to_host()  # a device with its own memory must first finish the gradient
         there = time.perf_counter()
         self.division.team.sum_(flat.host)
         summed = time.perf_counter()
@@ -198,8 +198,8 @@ class Learner:
         """Apply the reduced gradient: KL stop, clipping by norm and Adam for each slice. All ranks decide alike.
 
         Raises:
-            TrainingError: the gradient is not finite; no parameter has changed by it. Where ranks divide the networks,
-                it is raised at the iteration's end, on all of them, after the other network's updates.
+            TrainingError: a gradient or statistic is not finite; it has changed no parameter. If ranks divide the
+                networks, all raise it at the iteration's end, after the other network's updates.
         """
         started = time.perf_counter()
         limit = KL_TOLERANCE * self.config.target_kl
@@ -218,12 +218,12 @@ class Learner:
         self.reports.seconds["learning"] += time.perf_counter() - started
 
     def _moving(self) -> list[str]:
-        """Return the slices that this rank's update moves: not idle, nor other ranks', nor stopped by the KL."""
+        """Return the slices that this rank's update changes: not idle, not other ranks', not stopped by the KL."""
         resting = self.idle | self.division.idle | ({"policy"} if self.stopped_by_kl else set())
         return [name for name in self.flat.slices if name not in resting]
 
     def bring_together(self) -> dict[str, float]:
-        """Take what other ranks have trained; return the last epoch's mean losses and statistics.
+        """Get what other ranks have trained; return the last epoch's mean losses and statistics.
 
         Collective: call on all ranks.
         """
@@ -239,7 +239,7 @@ class Learner:
         return dict(zip(names, means.tolist(), strict=True))
 
     def anneal(self, total_steps: int) -> None:
-        """Set what falls linearly to 0 with the steps over all ranks, for the next iteration."""
+        """Set annealed values for the next iteration: they fall linearly to 0 with the steps over all ranks."""
         left = max(0.0, 1 - total_steps / self.config.total_steps)
         first = self.config.coefficients
         if self.config.anneal_lr:

@@ -31,7 +31,7 @@ LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explai
 PROGRESS = "progress.csv"
 OF_A_RUN = PROGRESS, "settings.json", "learning_curve.png"
 LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
-PLAIN_INTERVAL = 5.0  # seconds between two printed lines where there is no terminal
+PLAIN_INTERVAL = 5.0  # seconds between two printed lines without a terminal
 
 
 class Logger:
@@ -41,11 +41,11 @@ class Logger:
     longer shows that run: the directory always shows one run.
 
     Args:
-        log_directory: made where it is missing; gets progress.csv and TensorBoard's event files.
-        total_steps: agent steps over all ranks at which the run ends, for the percentage and the time that remains.
-        quiet: print nothing but what has failed.
-        resume_from_steps: continue the run whose files are there, from the checkpoint taken at this total_steps: rows
-            after it are dropped, as they will be written anew. None begins a new run.
+        log_directory: created if missing; gets progress.csv and TensorBoard's event files.
+        total_steps: agent steps over all ranks at which the run ends, for the percentage and the remaining time.
+        quiet: print only failures.
+        resume_from_steps: continue the run in this directory from the checkpoint taken at this total_steps; later rows
+            are dropped, because they will be written again. None: begin a new run.
 
     Raises:
         ConfigurationError: log_directory cannot be written, or its progress.csv cannot be continued.
@@ -77,12 +77,12 @@ class Logger:
     def log(self, row: Mapping[str, SupportsFloat]) -> None:
         """Write one row; progress.csv has it when this returns.
 
-        Where the disk is full, a line says so, training goes on, and progress.csv gets the row with a later one.
+        If the disk is full, a line says so, training goes on, and progress.csv gets the row with a later one.
 
         Args:
-            row: scalars by name, NaN where unknown (TensorBoard gets no point, the console shows "-"). `total_steps`
-                must be among them and is the x axis. A name that earlier rows lack becomes a new column, with NaN in
-                them. In TensorBoard names are grouped into charts/, losses/ and time/, unless they hold a "/" already.
+            row: scalars by name, NaN if unknown (TensorBoard gets no point, the console shows "-"). `total_steps` must
+                be among them and is the x axis. A name that earlier rows lack becomes a new column, with NaN in those
+                rows. TensorBoard groups names into charts/, losses/ and time/, unless they already contain a "/".
         """
         # Tensors and numpy scalars become numbers. Whole ones are written as integers: 2048, not 2048.0.
         numbers = {key: float(value) for key, value in row.items()}
@@ -97,51 +97,51 @@ class Logger:
             self._console.show(numbers)
 
     def sync(self) -> None:
-        """Force progress.csv to the disk, before a checkpoint that a run will continue after its rows."""
-        with contextlib.suppress(OSError):  # a disk that fails is told with the next row
+        """Force progress.csv to the disk, before a checkpoint: a run resumed from it continues after these rows."""
+        with contextlib.suppress(OSError):  # a failing disk is reported with the next row
             self._csv.sync()
 
     def _to_tensorboard(self, numbers: Mapping[str, float]) -> None:
-        # Late, as in `_open_tensorboard`.
+        # Imported here, as in `_open_tensorboard`.
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         steps = int(numbers["total_steps"])
         self._tensorboard = self._tensorboard or _open_tensorboard(self._directory, steps)
         known = ((_tag(key), value) for key, value in numbers.items() if key != "total_steps" and not math.isnan(value))
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in known])
-        # One event for the row: by `add_scalar` the points take seven times as long, while all ranks wait.
+        # One event for the row: with `add_scalar`, the points take seven times as long, while all ranks wait.
         events: Any = self._tensorboard.file_writer
         events.add_summary(summary, steps)
 
     def message(self, text: str, failed: bool = False) -> None:
-        """Print a line above the live one; if it is about what has failed, a quiet run prints it to stderr."""
+        """Print a line above the live one; a quiet run prints only what has `failed`, to stderr."""
         if self._console:
             self._console.message(text)
         elif failed:
             last_words(f"{text}\n")
 
     def close(self) -> None:
-        """Show the last row, give the terminal back and close the files. Messages can follow, but no row."""
+        """Show the last row, release the terminal and close the files. Messages can follow, but no rows."""
         if self._console:
             self._console.close()
         if self._tensorboard is not None:
-            with contextlib.suppress(OSError):  # told already
+            with contextlib.suppress(OSError):  # reported already
                 self._tensorboard.close()
 
 
 def _set_former_run_aside(directory: Path) -> None:
     progress = directory / PROGRESS
     if progress.exists() and progress.stat().st_size == 0:
-        progress.unlink()  # of a run that came to no row
+        progress.unlink()  # from a run that wrote no row
     set_aside(*(directory / name for name in OF_A_RUN))
 
 
 def read_progress(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read a progress.csv, also while a run writes it.
+    """Read a progress.csv, even while a run writes it.
 
     Returns:
-        The names of the columns, and the rows: the cells as written, by column. A last line without its newline is left
-        out: a kill cut it off, or it is only now being written.
+        The names of the columns, and the rows: the cells as written, by column. A last line without a newline is left
+        out: a kill cut it off, or it is still being written.
     """
     with Path(path).open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(line for line in file if line.endswith("\n"))
@@ -150,7 +150,7 @@ def read_progress(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class _CsvFile:
-    """A CSV file that has each row as soon as it is appended, and whose columns may grow."""
+    """A CSV file that contains each row as soon as it is appended, and that can gain columns."""
 
     def __init__(self, path: Path, resume_from_steps: int | None) -> None:
         columns: list[str] = []
@@ -162,11 +162,11 @@ class _CsvFile:
         self._rewrite(columns, rows)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Append a row, and those that could not be written before it."""
+        """Append a row, after those that could not be written before."""
         self._unwritten.append(row)
         new = [key for key in dict.fromkeys(itertools.chain(*self._unwritten)) if key not in self._columns]
         there = self._path.exists()  # someone may have removed it
-        if new or len(self._unwritten) > 1 or not there:  # the last line in the file may be torn then
+        if new or len(self._unwritten) > 1 or not there:  # then the last line in the file may be torn
             before = read_progress(self._path)[1] if there else []
             self._rewrite(self._columns + new, [*before, *self._unwritten])
         else:
@@ -196,8 +196,8 @@ def _open_tensorboard(directory: Path, purge_step: int) -> SummaryWriter:
     # Imported here: it takes seconds, and every rank imports this module but only rank 0 needs a Logger.
     from torch.utils.tensorboard import SummaryWriter
 
-    # Room for many rows, should its thread lag: while the queue is full, all ranks wait. Flushed often: an MPI_Abort
-    # ends the process at once, and with it what was not flushed.
+    # Room for many rows, in case its thread lags: while the queue is full, all ranks wait. Flushed often: an MPI_Abort
+    # ends the process at once, and loses what was not flushed.
     return SummaryWriter(str(directory), purge_step=purge_step, max_queue=200, flush_secs=10)
 
 
@@ -213,7 +213,7 @@ def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str,
 
 
 def _tag(key: str) -> str:
-    """Return TensorBoard's name for a column; what stands before the slash is its group of charts."""
+    """Return TensorBoard's name for a column; the part before the slash is its group of charts."""
     if "/" in key:
         return key
     if key.startswith("time_"):
@@ -222,12 +222,12 @@ def _tag(key: str) -> str:
 
 
 class _Console:
-    """One live line on a terminal, plain lines elsewhere, drawn at most every so many seconds."""
+    """One live line on a terminal, plain lines elsewhere, drawn at most once per interval."""
 
     def __init__(self, total_steps: int, steps: int) -> None:
         self._total_steps = total_steps
-        self._first: tuple[int, float] | None = None  # steps and time of the first row: start-up counts for no speed
-        self._pending: Mapping[str, float] | None = None  # the last row, if it is not drawn yet
+        self._first: tuple[int, float] | None = None  # steps and time of the first row: the speed excludes start-up
+        self._pending: Mapping[str, float] | None = None  # the last row, if not drawn yet
         self._drawn_at = -math.inf
         self._live = _live_line() if _is_terminal() else None
         if self._live:
@@ -248,7 +248,7 @@ class _Console:
     def message(self, text: str) -> None:
         if self._live:
             with contextlib.suppress(OSError):  # the terminal was closed
-                self._live.console.print(Text(text), soft_wrap=True)  # Text: brackets in it are no markup
+                self._live.console.print(Text(text), soft_wrap=True)  # Text: its brackets are not markup
         else:
             _print(text)
 
@@ -271,7 +271,7 @@ class _Console:
         self._pending = None
 
     def _describe(self, row: Mapping[str, float]) -> tuple[str, str]:
-        """Return what stands before the bar and what stands behind it."""
+        """Return the texts before and after the bar."""
         steps = int(row["total_steps"])
         percent = min(100, 100 * steps // self._total_steps)  # rounded down: 100% means the end
         episode_return = _number(row.get("episode_return", math.nan))
@@ -292,14 +292,14 @@ class _Console:
 
 
 def _print(text: str) -> None:
-    """Print a line at once, for mpiexec gives us a pipe; where a file cannot take it, its disk is full."""
+    """Print a line at once, because mpiexec gives us a pipe; drop it if the output is a file on a full disk."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
 def _is_terminal() -> bool:
-    # Open MPI runs each rank on a pseudo-terminal of its own, even where the output then goes to a file. That one has 0
-    # columns; without the check, log files would fill with escape codes.
+    # Open MPI runs each rank on a pseudo-terminal of its own, even if the output then goes to a file. That terminal has
+    # 0 columns; without the check, log files would fill with escape codes.
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return False
     return os.get_terminal_size(sys.stdout.fileno()).columns > 0
@@ -311,7 +311,7 @@ def _live_line() -> Progress:
         BarColumn(bar_width=None, table_column=Column(max_width=40)),
         TextColumn("{task.description}"),
         auto_refresh=False,  # drawn when there is something new; a thread would take the interpreter from the training
-        # Prints of the user's appear above the line. Errors that go to a file must still go there.
+        # The user's prints appear above the line. Errors that go to a file must still go there.
         redirect_stderr=sys.stderr.isatty(),
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Further places for a run's numbers, as hooks: Weights & Biases."""
+"""More loggers for a run's numbers, as hooks: Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class WeightsAndBiases(Hooks):
     """Send each row of the logs to Weights & Biases: `PPO(hooks=[WeightsAndBiases("my-project")])`; last in the list.
 
-    A run that is resumed goes on in the same place. Without a network, set WANDB_MODE=offline.
+    A resumed run continues in the same W&B run. Without internet access, set WANDB_MODE=offline.
 
     Args:
         project: the project's name.
@@ -36,7 +36,7 @@ class WeightsAndBiases(Hooks):
         self._run: Any = None  # on rank 0 only
 
     def on_start(self, worker: Worker) -> None:
-        """Begin a run with all keywords, as settings.json has them, or take up the one of these logs."""
+        """Begin a W&B run with all keywords, as in settings.json, or resume the one of these logs."""
         if not worker.ranks.is_root:
             return
         logs = Path(worker.config.log_directory)
@@ -55,6 +55,6 @@ class WeightsAndBiases(Hooks):
             self._run.log(statistics, step=worker.total_steps, commit=True)
 
     def on_end(self, worker: Worker) -> None:
-        """Wait until all is sent."""
+        """Wait until everything is sent."""
         if self._run is not None:
             self._run.finish()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that sum and agree: the collectives, and the stand-in for one rank without MPI."""
+"""The collectives, with which ranks sum and agree, and a stand-in for one rank without MPI."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Communicator:
 
     Attributes:
         rank, size: this rank's number in [0, size), and how many ranks there are.
-        is_root: whether this is rank 0, the one that writes files and speaks.
+        is_root: whether this is rank 0, which writes files and prints.
         local_rank, local_size: the same among the ranks on this host.
-        local_cores: how many cores the ranks on this host may use, all of them together.
+        local_cores: how many cores the ranks on this host may use together.
     """
 
     def __init__(self, comm: Intracomm | None = None) -> None:
@@ -46,21 +46,21 @@ class Communicator:
         self._watch: Watch | None = None
 
     def sum_(self, array: np.ndarray) -> None:
-        """Replace each element by its sum over ranks; a contiguous float32, float64 or int64 array of any shape.
+        """Replace each element with its sum over ranks, in a contiguous float32, float64 or int64 array of any shape.
 
-        The result is the same to the last bit on all ranks. Collective: call on all ranks.
+        The result is equal to the last bit on all ranks. Collective: call on all ranks.
         """
         if self._comm is not None:
             self._call("sum_", self._comm.Allreduce, MPI.IN_PLACE, array, MPI.SUM)
 
     def mean_(self, array: np.ndarray) -> None:
-        """Replace each element by its mean over ranks; floats, else like `sum_`. Collective: call on all ranks."""
+        """Replace each element with its mean over ranks; floats, else like `sum_`. Collective: call on all ranks."""
         if self._comm is not None:
             self.sum_(array)
             array /= self.size
 
     def min_(self, array: np.ndarray) -> None:
-        """Replace each element by its minimum over ranks; without NaN, else like `sum_`.
+        """Replace each element with its minimum over ranks; no NaN allowed, otherwise like `sum_`.
 
         Collective: call on all ranks.
         """
@@ -68,22 +68,22 @@ class Communicator:
             self._call("min_", self._comm.Allreduce, MPI.IN_PLACE, array, MPI.MIN)
 
     def max(self, value: float) -> float:
-        """Return the largest value of all ranks, NaN where any is NaN. Collective: call on all ranks."""
+        """Return the largest value over ranks, NaN if any is NaN. Collective: call on all ranks."""
         return float(self._gather(value).max())
 
     def min(self, value: float) -> float:
-        """Return the smallest value of all ranks, NaN where any is NaN. Collective: call on all ranks."""
+        """Return the smallest value over ranks, NaN if any is NaN. Collective: call on all ranks."""
         return float(self._gather(value).min())
 
     def _gather(self, value: float) -> np.ndarray:
-        # Gathered, not reduced: MPI's MAX and MIN of a NaN depend on the order, so ranks could come to differ.
+        # Gathered, not reduced: with a NaN, MPI's MAX and MIN depend on the order, so ranks could come to differ.
         values = np.full(self.size, value, dtype=np.float64)
         if self._comm is not None:
             self._call("max or min", self._comm.Allgather, MPI.IN_PLACE, values)
         return values
 
     def broadcast_(self, array: np.ndarray) -> None:
-        """Overwrite a contiguous array, of equal shape and dtype everywhere, by rank 0's.
+        """Overwrite a contiguous array with rank 0's; shape and dtype must be equal on all ranks.
 
         Collective: call on all ranks.
         """
@@ -95,7 +95,7 @@ class Communicator:
         return [value] if self._comm is None else self._call("gather_all", self._comm.allgather, value)
 
     def gather_arrays(self, array: np.ndarray) -> np.ndarray:
-        """Return every rank's array, (size, *shape), in rank order; of equal shape and dtype everywhere.
+        """Return every rank's array, (size, *shape), in rank order; shape and dtype must be equal on all ranks.
 
         Collective: call on all ranks.
         """
@@ -107,9 +107,9 @@ class Communicator:
         return gathered
 
     def split(self, color: int) -> Communicator:
-        """Return the ranks that give the same number, in their order, as a communicator of their own.
+        """Return a new communicator of the ranks that give the same number, in their order.
 
-        A watch goes on over it, as far as all ranks make the same calls. Collective: call on all ranks.
+        A watch covers it too, provided that all ranks make the same calls. Collective: call on all ranks.
         """
         if self._comm is None:
             return self
@@ -125,19 +125,19 @@ class Communicator:
 
     @contextmanager
     def watched(self, limit: float | None) -> Iterator[None]:
-        """End all ranks, by name of the culprit, where one stays away from a collective for `limit` seconds.
+        """End all ranks, and name the culprit, if one stays away from a collective for `limit` seconds.
 
-        None waits for ever. An exception in the block must end the process. Collective: call on all ranks.
+        None: wait forever. An exception in the block must end the process. Collective: call on all ranks.
         """
         if self._comm is None or limit is None:
             yield
             return
         host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        with tempfile.NamedTemporaryFile() as file:  # no MPI window: that takes part in the communication it watches
-            file.write(bytes(NOTES * host.size * np.dtype(np.float64).itemsize))  # now: a full disk is told here
+        with tempfile.NamedTemporaryFile() as file:  # no MPI window: it would use the communication it watches
+            file.write(bytes(NOTES * host.size * np.dtype(np.float64).itemsize))  # now: a full disk is reported here
             file.flush()
             notes = np.memmap(host.bcast(file.name), np.float64, "r+", shape=(host.size, NOTES))
-            ranks = host.allgather(self.rank)  # and so all have opened the file of the first
+            ranks = host.allgather(self.rank)  # and wait until all have opened the file
         host.Free()
         self._watch = Watch(notes, ranks, ranks.index(self.rank), limit)
         yield
@@ -153,11 +153,11 @@ class Communicator:
         return result
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise on all ranks the error of the lowest rank that has one; return where none has.
+        """Raise on all ranks the error of the lowest rank that has one; return if none has.
 
         A ConfigurationError or TrainingError keeps its type and text. Any other becomes a RuntimeError that holds the
-        traceback of its rank. All are marked by `error.collective = True`: rank 0 prints them for all, see
-        `failing.fail_together`. At one rank the error itself is raised, unmarked. Collective: call on all ranks.
+        traceback of its rank. All are marked with `error.collective = True`: rank 0 prints them for all, see
+        `failing.fail_together`. With one rank, the error itself is raised, unmarked. Collective: call on all ranks.
         """
         if self._comm is None:
             if error is not None:
@@ -179,7 +179,7 @@ class Communicator:
 
 @cache
 def world() -> Communicator:
-    """Return the communicator of all ranks, always the same one. Collective: call on all ranks, the first time."""
+    """Return the communicator of all ranks, always the same one. Collective the first time: call on all ranks."""
     meet(About.COUNTING)
     return Communicator(None if MPI is None else MPI.COMM_WORLD.Dup())
 

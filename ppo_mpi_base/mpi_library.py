@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The MPI library: the only importer of mpi4py, which a process without a launcher does without."""
+"""Loads the MPI library: only this module imports mpi4py, which a process without a launcher does not need."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ppo_mpi_base.launchers import SIZELESS, is_child, launched, mark_as_rank
 def load_mpi() -> ModuleType | None:
     """Return mpi4py's MPI, initialized, or None for a process that runs alone.
 
-    A process without a launcher never loads MPI: it needs none, some clusters kill it on their login nodes, and forked
-    environment workers do not get on with it.
+    A process without a launcher never loads MPI: it does not need it, some clusters kill MPI processes on their login
+    nodes, and forked environment workers conflict with MPI.
 
     Raises:
-        ConfigurationError: a launcher started several processes, and they cannot be ranks of one run.
+        ConfigurationError: a launcher started several processes, but they cannot be ranks of one run.
     """
     variable, size, _ = launched()
     if is_child() or (size == 1 and variable not in SIZELESS and "mpi4py.MPI" not in sys.modules):
         return None
-    # MPICH would change to another algorithm after a few reductions on a host, which adds up three or more ranks
-    # in another order, so that a run that goes on from a checkpoint would differ in its last bits; and takes longer.
+    # After a few reductions on a host, MPICH would switch to another algorithm, which takes longer and sums three or
+    # more ranks in another order: a run resumed from a checkpoint would differ in its last bits.
     os.environ.setdefault("MPIR_CVAR_ALLREDUCE_POSIX_INTRA_ALGORITHM", "mpir")
     several = f"{variable}={os.environ.get(variable)}: the launcher started several processes, but"
     try:
         import mpi4py
 
-        # Initialize below: the library may have to be refused first, and one thread at a time makes it faster.
+        # Initialized below: the library may have to be rejected first, and is faster with one thread at a time.
         mpi4py.rc(initialize=False, finalize=False)
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -40,7 +40,7 @@ def load_mpi() -> ModuleType | None:
             f"{several} mpi4py does not work ({reason}): pip install mpi4py mpich, or load the cluster's MPI module"
         ) from error
     library, version = MPI.get_vendor()
-    # Each library under the other one's launcher: the one ends the process in Init, the other complains at length.
+    # Under each other's launcher, one of these libraries ends the process in Init, the other complains at length.
     stranger = {"MPICH": "OMPI_COMM_WORLD_SIZE", "Open MPI": "HYDI_CONTROL_FD"}.get(library)
     foreign = size > 1 and stranger in os.environ
     if not foreign and not MPI.Is_initialized():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ready networks for users who bring none, and the initialization that PPO likes."""
+"""Ready-made networks, and an initialization that suits PPO."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scaled(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Lays images (B, C, H, W) out with their channels last in memory, which CPUs convolve faster."""
+    """Stores images (B, C, H, W) with their channels last in memory, which CPUs convolve faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the same numbers."""
@@ -44,9 +44,9 @@ class ChannelsLast(nn.Module):
 
 
 class FlattenPixels(nn.Module):
-    """Makes one row of each image, pixel after pixel: (B, C, H, W) -> (B, H * W * C).
+    """Flattens each image pixel by pixel: (B, C, H, W) -> (B, H * W * C).
 
-    Where channels lie last in memory, as convolutions leave them on CPUs, nothing is copied; `nn.Flatten` would copy.
+    If channels are last in memory, as after convolutions on CPUs, nothing is copied; `nn.Flatten` would copy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,9 +57,9 @@ class FlattenPixels(nn.Module):
 class SpaceToDepthConv2d(nn.Conv2d):
     """A convolution without padding whose kernel is a multiple of its stride, such as 8x8 at stride 4.
 
-    It computes the same function of the same parameters as `nn.Conv2d`, by a kernel of 2x2 at stride 1: blocks of
-    stride x stride pixels become channels first, which lie together in memory. CPUs are slow at large kernels on few
-    channels. Source: Shi et al. (2016), arxiv.org/abs/1609.05158, section 3.2, whose shuffling is undone here.
+    It computes the same function of the same parameters as `nn.Conv2d`, with a smaller kernel (there 2x2) at stride 1:
+    blocks of stride x stride pixels first become channels, contiguous in memory. CPUs are slow with large kernels on
+    few channels. Source: Shi et al. (2016), arxiv.org/abs/1609.05158, section 3.2, whose shuffling is inverted here.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SpaceToDepthConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return what `nn.Conv2d` returns: (B, C, H, W) -> (B, out_channels, ...)."""
         height, width = (n - n % step for n, step in zip(input.shape[2:], self.stride, strict=True))
-        # No kernel reaches what is cut off.
+        # The kernel reaches none of the pixels cut off.
         images = input[:, :, :height, :width]
         return functional.conv2d(self._folded_words(images), self._folded(self.weight), self.bias)
 
@@ -88,15 +88,15 @@ class SpaceToDepthConv2d(nn.Conv2d):
         return blocks.reshape(batch, height // down, width // right, channels * down * right).permute(0, 3, 1, 2)
 
     def _folded_words(self, x: Tensor) -> Tensor:
-        """Return the same as `_folded`, but move neighbours in a row together, as words of 8 bytes, where that can be.
+        """Return the same as `_folded`, but move neighbours in a row together, as words of 8 bytes, if possible.
 
-        It takes a fraction of the time, eager or compiled. Words have no gradient, and exported programs know none.
+        It takes a fraction of the time, eager or compiled. Words have no gradient, and exported programs lack them.
         """
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x, word = x.contiguous(), 8 // x.element_size()
         (batch, channels, height, width), (down, right) = x.shape, self.stride
-        # What is compiled cannot ask where its memory begins.
+        # Compiled code cannot ask where its memory begins.
         divisible = right % word == 0 and (is_compiling() or x.storage_offset() % word == 0)
         exported = torch.jit.is_tracing() or is_exporting()  # type: ignore[attr-defined, no-untyped-call]
         if exported or x.requires_grad or not divisible:
@@ -107,7 +107,7 @@ class SpaceToDepthConv2d(nn.Conv2d):
 
 
 class Residual(nn.Sequential):
-    """Adds its input to what its layers make of it."""
+    """Adds its input to the output of its layers."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return a tensor of the input's shape."""
@@ -115,10 +115,10 @@ class Residual(nn.Sequential):
 
 
 class SharedTrunk(nn.Module):
-    """One network for policy and value: the same features for both, and an output layer of each.
+    """One network for policy and value: shared features, and an output layer for each.
 
-    Where autocast lets the trunk compute in bfloat16, the output layers still compute in the default dtype: with its 8
-    bits a value of 1.5 would be rounded by up to 0.004, which is what an advantage may be made of.
+    If autocast makes the trunk compute in bfloat16, the output layers still compute in the default dtype: with
+    bfloat16's 8 bits, a value of 1.5 would be rounded by up to 0.004, and an advantage may be no larger than that.
 
     Args:
         trunk: observations (B, ...) -> features.
@@ -183,7 +183,7 @@ def impala_trunk(obs_dim: int) -> nn.Sequential:
 
 
 def impala_cnn(obs_dim: int, out_dim: int = 1) -> nn.Sequential:
-    """Build the network of 15 convolutions of Espeholt et al. (2018), arxiv.org/abs/1802.01561, figure 3, without LSTM.
+    """Build the 15-convolution network of Espeholt et al. (2018), arxiv.org/abs/1802.01561, figure 3, without LSTM.
 
     Images (B, obs_dim, 84, 84) of values in [0, 255] -> (B, out_dim).
     """
@@ -196,10 +196,10 @@ def shared_impala_cnn(obs_dim: int, act_dim: int) -> SharedTrunk:
 
 
 def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator | None = None) -> None:
-    """Initialize linear and convolutional layers orthogonally: gain sqrt 2, the last one `last_gain`; biases 0.
+    """Initialize linear and convolutional layers orthogonally: gain sqrt(2), `last_gain` for the last; biases 0.
 
-    A small last gain (0.01 for a policy) starts with nearly equal actions everywhere: Andrychowicz et al. (2021),
-    arxiv.org/abs/2006.05990, section 3.2. Of a `SharedTrunk` it is the policy's; the value's last gain is 1.
+    With a small last gain (0.01 for a policy), the initial policy is nearly the same everywhere: Andrychowicz et al.
+    (2021), arxiv.org/abs/2006.05990, section 3.2. In a `SharedTrunk`, it is the policy's; the value's last gain is 1.
     """
     if isinstance(network, SharedTrunk):
         for part, gain in ((network.trunk, 2.0**0.5), (network.policy, last_gain), (network.value, 1.0)):
@@ -211,7 +211,7 @@ def orthogonal_(network: nn.Module, last_gain: float, generator: torch.Generator
         weight = nn.init.orthogonal_(torch.empty_like(layer.weight), gain, generator=generator)
         with torch.no_grad():
             if is_parametrized(layer, "weight"):
-                layer.weight = weight  # what it is computed from is set so that it becomes this
+                layer.weight = weight  # sets the underlying parameters so that it becomes this
             else:
                 layer.weight.copy_(weight)
         if layer.bias is not None:

@@ -23,7 +23,7 @@ class RunningMoments:
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation, of the moments' shape; ones before the first sample."""
+        """The standard deviation, in the shape of the mean; ones before the first sample."""
         if self.count[0] == 0:
             return np.ones_like(self.mean)
         return np.sqrt(self.squares / self.count[0] + EPSILON)
@@ -32,7 +32,7 @@ class RunningMoments:
         """Merge each rank's samples (n, *shape) into the moments, which stay equal on all ranks.
 
         Two reductions: the mean first, then the squared deviations from it, so that a large mean costs no precision.
-        The merge is that of Chan et al. (1979). Collective: call on all ranks.
+        Merged as in Chan et al. (1979). Collective: call on all ranks.
         """
         samples = np.asarray(samples, np.float64)
         total = np.concatenate([[len(samples)], samples.sum(0).ravel()])
@@ -47,7 +47,7 @@ class RunningMoments:
         self.count[0] = seen
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return tensors that share the memory of everything; writing into them restores it."""
+        """Return tensors that share the moments' memory; writing into them restores the moments."""
         arrays = {"count": self.count, "mean": self.mean, "squares": self.squares}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -55,7 +55,7 @@ class RunningMoments:
 class RewardNormalizer:
     """Divides rewards by the running standard deviation of the discounted return, as in Engstrom et al. (2020).
 
-    Source: arxiv.org/abs/2005.12729, appendix A.2. The return of an episode starts at 0, also after a truncation.
+    Source: arxiv.org/abs/2005.12729, appendix A.2. Each episode's return starts at 0, also after a truncation.
     """
 
     def __init__(self, environments: int, gamma: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which of some tensors a computation's results depend on, found by following the data through its operations."""
+"""Find out which tensors the results of a computation depend on, by following data through its operations."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch.utils._pytree import tree_leaves
 
 
 class Origins(TorchDispatchMode):
-    """Follow named tensors through all operations in a `with` block; ask `of` for what a result was computed from.
+    """Follow named tensors through all operations in a `with` block; `of` then says what a result was computed from.
 
-    Data are followed where gradients are not: through `detach()`, comparisons and rounding. Memory that tensors share
-    is looked at as a whole, so that named tensors of different names must not share any.
+    Data are followed even where gradients are not: through `detach()`, comparisons and rounding. Memory that tensors
+    share is tracked as a whole, so tensors with different names must not share any.
 
     Args:
-        named: name -> tensors to follow under it.
+        named: name -> tensors to follow under that name.
     """
 
     def __init__(self, named: Mapping[str, Iterable[Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._of: dict[int, frozenset[str]] = {}
-        self._kept: list[Any] = []  # so that no other tensor gets the memory of one that is known
+        self._kept: list[Any] = []  # so that no new tensor reuses the memory of a known one
         self.seen_outside: frozenset[str] = frozenset()
-        """What Python has looked at, as `item()` and `if` do: all that followed may depend on it."""
+        """Names whose values Python has read, e.g. by `item()` or `if`: all later results may depend on them."""
         for name, tensors in named.items():
             for tensor in tensors:
                 self._note(tensor, frozenset({name}))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Say that no compiler needs to be kept off `__torch_dispatch__`: to load it for that takes seconds."""
+        """Return False: Dynamo need not be kept out of `__torch_dispatch__`, and loading it to do so takes seconds."""
         return False
 
     def of(self, result: Tensor) -> frozenset[str]:
@@ -46,7 +46,7 @@ class Origins(TorchDispatchMode):
         self._of[storage._cdata] = self._of.get(storage._cdata, frozenset()) | names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note that its results come from all that it got."""
+        """Run an operation, and note that its results depend on all of its inputs."""
         got = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
         names = frozenset[str]().union(*map(self.of, got))
         results = func(*args, **(kwargs or {}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Observations of several parts, those of a Dict space: rows of numbers for the run, dicts of tensors for networks."""
+"""Observations in several parts, from a Dict space: rows of numbers for the run, dicts of tensors for networks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class Parts(Box):
-    """Rows of numbers (n,), which stand for the observations of a Dict space: one part after another, in its order.
+    """Rows of numbers (n,) that represent the observations of a Dict space: one part after another, in its order.
 
-    Their dtype is the one that all parts fit into; a Discrete part is one-hot, in bytes.
+    All parts fit into their dtype; a Discrete part is one-hot, in bytes.
 
     Args:
         parts: Box of any shape, Discrete, or Dict again.
 
     Raises:
-        ConfigurationError: a part is none of these, or there is none.
+        ConfigurationError: a part is none of these, or there are no parts.
     """
 
     def __init__(self, parts: Dict) -> None:
@@ -35,12 +35,12 @@ class Parts(Box):
         low, high = (np.concatenate([x.ravel() for x in of_all]) for of_all in zip(*bounds, strict=True))
         super().__init__(low, high, dtype=np.result_type(low, high).type)
         self.parts = parts
-        # For `split`, which `torch.compile` follows, without the spaces.
+        # Without the spaces, for `split`, which `torch.compile` traces.
         self._shapes = [(path, x.shape) for (path, _), (x, _) in zip(self._leaves, bounds, strict=True)]
         self._sizes = [math.prod(shape) for _, shape in self._shapes]
 
     def __eq__(self, other: object, /) -> bool:
-        """Say whether these are rows of the same parts, in the same order."""
+        """Return whether these are rows of the same parts, in the same order."""
         return isinstance(other, Parts) and self.parts == other.parts and [*self.parts] == [*other.parts]
 
     def __repr__(self) -> str:
@@ -50,13 +50,13 @@ class Parts(Box):
         """Return an observation of the Dict space as a row.
 
         Raises:
-            TrainingError: a part is missing, has another shape, or is not one of those that its space has.
+            TrainingError: a part is missing, has another shape, or has values outside its space's dtype or choices.
         """
         pieces = [_piece(part, np.asarray(_found(self.parts, observation, path)), path) for path, part in self._leaves]
         return np.concatenate(pieces, dtype=self.dtype)
 
     def split(self, rows: Tensor) -> dict[str, Any]:
-        """Return rows (B, n) as a dict of their parts: (B, *shape) of a Box, (B, values) of a Discrete space."""
+        """Return rows (B, n) as a dict of their parts: (B, *shape) for a Box, (B, values) for a Discrete space."""
         seen: dict[str, Any] = {}
         for ((*above, name), shape), own in zip(self._shapes, rows.split(self._sizes, dim=1), strict=True):
             inside = seen
@@ -67,10 +67,10 @@ class Parts(Box):
 
 
 def with_rows(space: gymnasium.Space, source: str = "env_fn") -> gymnasium.Space:
-    """Return the space of the rows that stand for a Dict space; any other as it is.
+    """Return the space of the rows that represent a Dict space; any other space unchanged.
 
     Raises:
-        ConfigurationError: a part of it cannot be one; the message begins with the keyword that it comes from.
+        ConfigurationError: a part is not supported; the message begins with `source`, the space's keyword.
     """
     try:
         return Parts(space) if isinstance(space, Dict) else space
@@ -79,7 +79,7 @@ def with_rows(space: gymnasium.Space, source: str = "env_fn") -> gymnasium.Space
 
 
 def _leaves(parts: Dict, above: Path) -> Iterator[tuple[Path, Box | Discrete]]:
-    """Yield the parts that are no dicts, in order, each with its path, or raise `ConfigurationError`."""
+    """Yield the parts that are not dicts, in order, each with its path, or raise `ConfigurationError`."""
     if not parts.spaces:
         raise ConfigurationError(
             f"the observation space{f' of {_named(above)}' if above else ''} is Dict(), without a part"
@@ -97,7 +97,7 @@ def _leaves(parts: Dict, above: Path) -> Iterator[tuple[Path, Box | Discrete]]:
 
 
 def _bounds(part: Box | Discrete) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the greatest numbers that stand for a part, in its shape."""
+    """Return the lowest and the highest numbers that represent a part, in its shape."""
     if isinstance(part, Discrete):
         return np.zeros(int(part.n), np.uint8), np.ones(int(part.n), np.uint8)
     return part.low, part.high
@@ -117,7 +117,7 @@ def _found(space: gymnasium.Space, observation: Any, path: Path) -> Any:
 
 
 def _piece(part: gymnasium.Space, x: np.ndarray, path: Path) -> np.ndarray:
-    """Return the numbers (size,) that stand for one part."""
+    """Return the numbers (size,) that represent one part."""
     if x.shape != part.shape:
         raise TrainingError(f"{_told(path)} is of shape {x.shape}, but its space is {part}")
     if x.dtype != part.dtype and np.dtype(part.dtype).kind != "f":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Evaluations in the course of a training: when one is due, and what it adds to the logs."""
+"""Evaluations during training: when one is due, and what it adds to the logs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ppo_mpi_base.policies import ActorCritic
 
 
 class _Abandoned(Exception):  # noqa: N818 (no error)
-    """An evaluation that a signal has left no time for."""
+    """Raised to end an evaluation when no time is left for it."""
 
 
 class PeriodicEvaluation:
-    """Evaluates the policy each time that training has come to a multiple of `evaluate_every` steps.
+    """Evaluates the policy each time training reaches a multiple of `evaluate_every` steps.
 
-    Collective: call on all ranks, here and below.
+    Collective: call the constructor and `columns` on all ranks.
 
     Args:
         config: all keywords.
-        actor_critic: the networks, which are left as they were.
-        ranks: share the episodes out.
-        interruption: where it presses, an evaluation is given up.
-        tell: gets a line about each.
+        actor_critic: the networks, left unchanged.
+        ranks: the ranks that share the episodes.
+        interruption: once it is `pressing`, an evaluation is abandoned.
+        tell: called with a line about each evaluation.
 
     Raises:
-        ConfigurationError: `evaluate_every` is set, and `env_fn` is not fit to be evaluated on.
+        ConfigurationError: `evaluate_every` is set, and `env_fn` is unsuitable for evaluation.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class PeriodicEvaluation:
             checked_together(ranks, lambda: check_environments(actor_critic, *of_env_fn))
 
     def columns(self, before: int, total_steps: int) -> dict[str, float]:
-        """Return what the row of an iteration gets: nothing, unless a multiple lies in its steps.
+        """Return extra columns for an iteration's row: none, unless its steps contain a multiple of `evaluate_every`.
 
         Args:
-            before: agent steps over all ranks at the iteration's beginning.
-            total_steps: and at its end.
+            before: agent steps over all ranks at the start of the iteration.
+            total_steps: the same at its end.
         """
         config, every = self._config, self._config.evaluate_every
         if every is None or total_steps // every == before // every:

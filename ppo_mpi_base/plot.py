@@ -39,24 +39,24 @@ from ppo_mpi_base.figures import (
 from ppo_mpi_base.files import without_ending, write_output
 from ppo_mpi_base.runs import RETURN, Group, Run, on_common_grid, read_columns, read_groups
 
-FEW = 30  # up to so many points get dots: the line between two of them was not measured
+FEW = 30  # up to this many points get dots, since the line between two of them was not measured
 POINTS = 101  # of a curve over seeds
 COLUMNS = 4  # of panels
 WRITTEN = (".png", ".svg")
 RETURNS = {RETURN: "Episode return", "evaluation_return": "Evaluation return"}
-"""What the axis of a column of returns says; any other is called by its name."""
+"""Axis labels of columns of returns; any other column is labelled with its name."""
 OF_RETURNS = "Means of the last 100 training episodes. "
 LINES = "Lines: means over seeds, 95% bootstrap intervals (few seeds: too narrow), to the end of the shortest run."
 
 
 def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
-    """Draw the episode return against the agent steps, unsmoothed: each row of the file is a point of the curve.
+    """Draw the episode return over agent steps, unsmoothed: each row of the file is a point of the curve.
 
-    Rows without a return (NaN: no episode has ended yet) are left blank. Where no row has one, the figure says so.
+    Rows without a return (NaN: no episode has ended yet) are left blank. If no row has one, the figure says so.
 
     Args:
-        csv_path: a progress.csv with the columns total_steps and episode_return; a run may be writing it.
-        png_path: the file to write, whole or not at all. Its ending chooses the format; papers want .pdf.
+        csv_path: a progress.csv with the columns total_steps and episode_return; a run may still be writing it.
+        png_path: the file to write, whole or not at all. Its ending sets the format; use .pdf for papers.
 
     Returns:
         The path of the figure.
@@ -83,26 +83,27 @@ def plot_runs(
 ) -> list[Path]:
     """Draw learning curves: a panel for each task, a line for each group, the mean over its seeds.
 
-    The band is the 95% bootstrap interval over seeds; a single seed has none. Lines and bands cover the stretch that
-    all seeds of the group have. With more than one task that all groups have, a last panel shows the interquartile mean
-    over tasks and seeds of normalized returns (Agarwal et al. 2021), on the stretch that all those tasks have. There
-    is none of other columns than returns, and none where that stretch is less than half of a task's own.
+    The band is the 95% bootstrap interval over seeds; a single seed has none. Lines and bands cover the range that all
+    seeds of the group have. If all groups share more than one task, a last panel shows the interquartile mean over
+    tasks and seeds of normalized returns (Agarwal et al. 2021), over the range that all those tasks have. There is
+    none for columns other than returns, and none if, in a group, the shortest of these tasks is less than half as long
+    as the longest.
 
     Args:
-        groups: for each line, a path as `runs.find_runs` takes it, or several.
-        output: path of the pictures; .png and .svg are added to it.
-        labels: a name for each group. None: what its path ends with.
+        groups: for each line, a path as for `runs.find_runs`, or several.
+        output: path of the pictures; .png and .svg are appended to it.
+        labels: a name for each group. None: the end of its path.
         axis: agent steps, or the wall-clock time since each run began.
-        column: of progress.csv, what is drawn, such as "kl"; rows without a number there are passed over.
-        references: by task, the returns that count as 0 and as 1. None: the lowest return with which one of all these
-            runs started, and the highest with which one ended.
+        column: the column of progress.csv to draw, such as "kl"; rows without a number in it are skipped.
+        references: by task, the returns that normalize to 0 and to 1. None: the lowest return that any of these runs
+            started with, and the highest that one ended with.
 
     Returns:
         The paths of both pictures.
 
     Raises:
-        ConfigurationError: there is no group, one has no run or a run without the column, labels are too few or too
-            many, a task lacks reference scores, or output cannot be written.
+        ConfigurationError: there is no group, one has no run or a run without the column, there are too few or too many
+            labels, a task lacks reference scores, or output cannot be written.
     """
     if axis not in ("steps", "time"):
         raise ConfigurationError(f"axis={axis!r} is not one of 'steps', 'time'")
@@ -130,7 +131,7 @@ def plot_runs(
 
 
 def _alike_long(read: Sequence[dict[str, list[Run]]], tasks: Sequence[str], axis: Literal["steps", "time"]) -> bool:
-    """Say whether each group's shortest stretch of these tasks is at least half as long as its longest."""
+    """Return whether, in each group, the shortest of these tasks is at least half as long as the longest."""
     ends = [[min(_positions(run, axis)[-1] for run in runs[task]) for task in tasks] for runs in read]
     return not any(2 * min(group) < max(group) for group in ends)
 
@@ -157,22 +158,22 @@ def compare_runs(
     labels: Sequence[str] | None = None,
     references: References | None = None,
 ) -> Comparison:
-    """Compare the last returns of two groups of runs; write the picture as .png and .svg, and the numbers as .json.
+    """Compare the final returns of two groups of runs; write the picture as .png and .svg, and the numbers as .json.
 
     Args:
-        a: a path as `runs.find_runs` takes it, or several.
-        b: the group that `a` is to be better than.
-        output: path of the files, without ending.
-        labels: names of the two. None: what their paths end with.
-        references: by task, the returns that count as 0 and as 1. None: the lowest return with which one of these runs
-            started, and the highest with which one ended.
+        a: a path as for `runs.find_runs`, or several.
+        b: the group that `a` should be better than.
+        output: path of the files, without the ending.
+        labels: names of the two groups. None: the ends of their paths.
+        references: by task, the returns that normalize to 0 and to 1. None: the lowest return that any of these runs
+            started with, and the highest that one ended with.
 
     Returns:
-        All numbers; printed, they are a table.
+        All numbers; `print` shows them as a table.
 
     Raises:
-        ConfigurationError: a group has no run, they have a run or no task in common, labels are not two, a task lacks
-            reference scores, or output cannot be written.
+        ConfigurationError: a group has no run, the groups share a run or have no task in common, there are not two
+            labels, a task lacks reference scores, or output cannot be written.
     """
     name_a, name_b = _labels([a, b], labels)
     runs_a, runs_b = read_groups([a, b])
@@ -207,7 +208,7 @@ def compare_runs(
 
 
 def _labels(groups: Sequence[Group], labels: Sequence[str] | None) -> list[str]:
-    """Return a name for each group: those given, or the last names of their paths, or whole paths where names agree."""
+    """Return a name for each group: the given ones, or the ends of the paths, or whole paths if those are equal."""
     if isinstance(groups, str | os.PathLike) or not groups:
         raise ConfigurationError(f"groups={groups!r} must be a list of paths, such as ['runs/a', 'runs/b']")
     if labels is not None:
@@ -223,7 +224,7 @@ def _draw(axes: Axes, steps: np.ndarray, returns: np.ndarray) -> None:
     known = np.isfinite(returns)
     padded = np.pad(known, 1)
     beside_known = padded[:-2] | padded[2:]
-    dots = known & (~beside_known | (known.sum() <= FEW))  # a point between gaps has no line, and would not be seen
+    dots = known & (~beside_known | (known.sum() <= FEW))  # a point between gaps has no line, and would be invisible
     (curve,) = axes.plot(steps, returns, color=BLUE, linewidth=1.4, marker="o", markersize=3.5, clip_on=False)
     curve.set_markevery(np.flatnonzero(dots).tolist())
     axes.set_ylabel("Episode return (mean of last 100)", color=DARK)
@@ -235,7 +236,7 @@ def _draw(axes: Axes, steps: np.ndarray, returns: np.ndarray) -> None:
 
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Where it was measured (points,), the value there, and the interval (2, points), NaN where there is none."""
+"""Positions (points,), the value at each, and the interval (2, points), NaN where there is none."""
 
 
 def _positions(run: Run, axis: str) -> np.ndarray:
@@ -270,12 +271,12 @@ def _iqm_curve(tasks: Sequence[Sequence[Run]], scale: Sequence[tuple[float, floa
 def _draw_curves(axes: Axes, curves: Sequence[tuple[int, Curve]], axis: str, title: str) -> None:
     largest = 0.0
     for number, (grid, values, (low, high)) in curves:
-        spacing = max(1, len(grid) // 6)  # markers of the groups stand beside each other
+        spacing = max(1, len(grid) // 6)  # the groups' markers are offset from each other
         every = (spacing * (2 * number + 1) // (2 * len(COLORS)) % spacing, spacing)
         axes.plot(grid, values, markevery=every, clip_on=False, zorder=3, **look(number))
         color = COLORS[number % len(COLORS)]
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
-        for end in (low, high):  # thin edges: in grey, overlapping bands are told by them
+        for end in (low, high):  # thin edges tell overlapping bands apart in greyscale
             axes.plot(grid, end, color=color, alpha=0.7, linewidth=0.5, linestyle=look(number)["linestyle"])
         largest = max([largest, *grid])
     (label_steps if axis == "steps" else label_time)(axes, largest or 1.0, 4)
@@ -285,7 +286,7 @@ def _draw_curves(axes: Axes, curves: Sequence[tuple[int, Curve]], axis: str, tit
 
 
 def _draw_scores(axes: Axes, task: TaskComparison | None, comparison: Comparison) -> None:
-    """Draw both groups' seeds and means on a task; of no task, the interquartile means."""
+    """Draw both groups' seeds and means on a task; for None, the interquartile means."""
     estimates = (comparison.iqm_a, comparison.iqm_b) if task is None else (task.mean_a, task.mean_b)
     for number, estimate in enumerate(estimates):
         if task is not None:

@@ -22,7 +22,7 @@ from ppo_mpi_base.parts import Parts
 
 
 class Distribution(Protocol):
-    """What a policy says about a batch of B observations."""
+    """A policy's action distributions for a batch of B observations."""
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return actions (B, ...), a deterministic function of the parameters and `noise` (B, ...)."""
@@ -64,7 +64,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categorical:
-    """A choice among n actions by logits (B, n)."""
+    """Categorical distributions over n actions, from logits (B, n)."""
 
     logits: Tensor
 
@@ -83,7 +83,7 @@ class Categorical:
     def entropy(self) -> Tensor:
         """Return entropies (B,)."""
         log_probs = self.logits.log_softmax(-1)
-        # A logit of -inf, as of an action that is not allowed, adds 0, where 0 * -inf would be NaN.
+        # A logit of -inf, as for an action that is not allowed, adds 0; 0 * -inf would be NaN.
         finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
         return -(log_probs.exp() * finite).sum(-1)
 
@@ -91,7 +91,7 @@ class Categorical:
 def observation_dim(space: gymnasium.Space) -> Any:
     """Return `obs_dim`: a Box's leading dimension (channels of an image), a Discrete space's number of values.
 
-    Of a Dict space, a dict of these.
+    For a Dict space, a dict of these.
     """
     if isinstance(space, Parts):
         space = space.parts
@@ -103,35 +103,35 @@ def observation_dim(space: gymnasium.Space) -> Any:
 
 
 def action_dim(space: gymnasium.Space) -> int:
-    """Return `act_dim`: the number of action means of a Box, of logits of a Discrete space."""
+    """Return `act_dim`: the number of action means for a Box, or of logits for a Discrete space."""
     return int(space.n) if isinstance(space, Discrete) else math.prod(space.shape or ())
 
 
 def any_observations(space: gymnasium.Space, batch: int) -> Tensor:
-    """Return observations to try networks on, (batch, *shape) in the space's dtype: zeros, or a Discrete's first."""
+    """Return observations to try networks on, (batch, *shape) in the space's dtype: zeros, or a Discrete's start."""
     start = space.start if isinstance(space, Discrete) else 0
     return torch.as_tensor(np.full((batch, *(space.shape or ())), start, space.dtype))
 
 
 def action_noise(space: gymnasium.Space, generator: np.random.Generator, length: int) -> np.ndarray:
-    """Draw the noise of `length` samples: (length, n) Gumbel for Discrete, (length, *shape) normal for a Box."""
+    """Draw the noise for `length` samples: (length, n) Gumbel for Discrete, (length, *shape) normal for a Box."""
     if isinstance(space, Discrete):
         return generator.gumbel(size=(length, int(space.n)))
     return generator.standard_normal((length, *(space.shape or ())))
 
 
 class ActorCritic(nn.Module):
-    """The policy and value networks of a rank, with what stands between them and the environment's spaces.
+    """The policy and value networks of a rank, with the conversions between them and the environment's spaces.
 
     Args:
-        network: observations (B, ...) -> means or logits (B, act_dim); where `value_network` is None, a tuple of these
+        network: observations (B, ...) -> means or logits (B, act_dim); if `value_network` is None, a tuple of these
             and values (B, 1) or (B,).
         value_network: observations (B, ...) -> (B, 1) or (B,).
-        observation_space: Box; Discrete, of which networks see one-hot vectors; or `Parts`, of which they see dicts.
+        observation_space: Box; Discrete, which networks see as one-hot vectors; or `Parts`, which they see as dicts.
         action_space: Box or Discrete.
-        initial_log_std: of the Gaussian policy over a Box.
-        normalize_observations: shift and scale observations by the moments that were last set.
-        precision: "bfloat16" lets networks multiply and convolve in it; what comes out has the default dtype.
+        initial_log_std: of the Gaussian policy for a Box.
+        normalize_observations: normalize observations by the moments that were last set.
+        precision: "bfloat16" lets networks multiply and convolve in it; outputs have the default dtype.
     """
 
     action_low: Tensor
@@ -171,16 +171,16 @@ class ActorCritic(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; the CPU where there is none."""
+        """Where the parameters are; the CPU if there are none."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def network_buffers(self) -> list[Tensor]:
-        """Return the buffers of both networks; the bounds and moments that this class keeps are not among them."""
+        """Return the buffers of both networks, without the bounds and moments that this class keeps."""
         networks = [self.network] if self.value_network is None else [self.network, self.value_network]
         return [buffer for network in networks for buffer in network.buffers()]
 
     def parameter_slices(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters of "policy" and of "value"; all are the policy's where one network gives both."""
+        """Return the parameters of "policy" and of "value"; all are the policy's if one network gives both."""
         if self.value_network is None:
             return {"policy": list(self.parameters())}
         value = list(self.value_network.parameters())
@@ -192,14 +192,14 @@ class ActorCritic(nn.Module):
 
     @contextmanager
     def idling(self, name: str) -> Iterator[None]:
-        """Let calls of one of two networks, "policy" or "value", give zeros in no time within the `with` block.
+        """Let one of two networks, "policy" or "value", return zeros without computing within the `with` block.
 
-        All else of it, such as its weights, stays what it is.
+        Everything else about it, such as its weights, is unchanged.
         """
         networks = {"policy": (self.network, action_dim(self.action_space)), "value": (self.value_network, 1)}
         network, width = networks[name]
-        attributes = vars(network)  # not by setattr, which wrappers of modules hand on to what they wrap
-        own = attributes.get("forward")  # of a wrapper; others have their class's
+        attributes = vars(network)  # not by setattr, which module wrappers pass on to what they wrap
+        own = attributes.get("forward")  # a wrapper's; other modules use their class's
         attributes["forward"] = lambda seen: _first(seen).new_zeros(len(_first(seen)), width)
         try:
             yield
@@ -214,9 +214,9 @@ class ActorCritic(nn.Module):
         self.observation_std.copy_(torch.as_tensor(std))
 
     def preprocess(self, observations: Tensor) -> Any:
-        """Return what the networks see, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete.
+        """Return the networks' input, (B, ...) in the default dtype: normalized if asked for, one-hot if Discrete.
 
-        Of the rows (B, n) of a Dict space, a dict of its parts.
+        For the rows (B, n) of a Dict space, a dict of its parts.
         """
         if isinstance(self.observation_space, Discrete):
             index = observations.long() - int(self.observation_space.start)
@@ -228,7 +228,7 @@ class ActorCritic(nn.Module):
         return self.observation_space.split(seen) if isinstance(self.observation_space, Parts) else seen
 
     def _outputs(self, network: nn.Module, seen: Tensor | dict[str, Any]) -> Any:
-        """Return what a network gives: a tensor, or a tuple of means or logits and values."""
+        """Return a network's output: a tensor, or a tuple of means or logits and values."""
         if self.precision != "bfloat16":
             return network(seen)
         with torch.autocast(_first(seen).device.type, torch.bfloat16):
@@ -262,7 +262,7 @@ class ActorCritic(nn.Module):
         return self._outputs(self.value_network, self.preprocess(observations)).reshape(-1)
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Return the actions that the environment gets: clipped to a Box's bounds, from a Discrete space's start on."""
+        """Return the actions for the environment: clipped to a Box's bounds, or shifted by a Discrete space's start."""
         if isinstance(self.action_space, Discrete):
             return actions + int(self.action_space.start)
         return actions.clamp(self.action_low, self.action_high)
@@ -280,7 +280,7 @@ class ActorCritic(nn.Module):
 
 
 def _first(seen: Tensor | dict[str, Any]) -> Tensor:
-    """Return what networks see, or its first part."""
+    """Return the networks' input or, if it is a dict, its first part."""
     while isinstance(seen, dict):
         seen = next(iter(seen.values()))
     return seen
@@ -294,17 +294,17 @@ def _inner(bound: np.ndarray, inwards: float) -> Tensor:
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
-    """Say whether a device has no instructions for bfloat16, so that it takes many times as long as float32."""
+    """Return whether a device has no bfloat16 instructions, so bfloat16 takes many times as long as float32."""
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
-    """Run both networks on a batch of observations (B, ...) and compare what comes out with the action space.
+    """Run both networks on a batch of observations (B, ...) and compare their outputs with the action space.
 
     Raises:
-        ConfigurationError: a network fails, or gives another shape than its builder promised.
+        ConfigurationError: a network fails, or its output has the wrong shape.
     """
     seen = actor_critic.preprocess(observations)
     wanted = action_dim(actor_critic.action_space)

@@ -16,10 +16,10 @@ from ppo_mpi_base.worker import Result
 
 @keywords_of(Config)
 def PPO(config: Config) -> Result:
-    """Train a policy by PPO on all ranks, and return how it went. Collective: call on all ranks.
+    """Train a policy with PPO on all ranks, and return the run's result. Collective: call on all ranks.
 
-    Its keywords are the fields of `config.Config`, each with its meaning and range there. Launch the same script as
-    `python train.py` for one rank, or `mpiexec -n 8 python train.py` for eight.
+    The keywords are the fields of `config.Config`, which gives the meaning and range of each. Launch the same script
+    with `python train.py` for one rank, or `mpiexec -n 8 python train.py` for eight.
     """
     loss_fn, advantage_fn = config.loss_fn or ppo_losses, checked_estimates(config.advantage_fn or gae)
 
@@ -63,7 +63,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ratio: Tensor) -> Tensor:
-    """Return the larger of the squared errors of V(s) and of V_old(s) + clip(V(s) - V_old(s)), averaged; each (B,).
+    """Return the mean of the larger squared error, of V(s) or V_old(s) + clip(V(s) - V_old(s)); inputs are (B,).
 
     Source: openai/baselines, ppo2; not in the paper, see Engstrom et al. (2020), arxiv.org/abs/2005.12729.
     """
@@ -85,9 +85,9 @@ def ppo_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return PPO's losses, whose sum is minimised, and statistics: all scalars, means over a minibatch.
 
-    Write your own with this signature, and pass it as `PPO(loss_fn=...)`. A loss trains the parameters that it depends
-    on; the names "policy" and "value" let their epochs, `train_pi_epochs` and `train_v_epochs`, end apart. The
-    statistic "kl" is what `target_kl` watches. Numbers that change between iterations belong into `coefficients`.
+    To use your own, write it with this signature and pass it as `PPO(loss_fn=...)`. A loss trains the parameters that
+    it depends on. The losses named "policy" and "value" end after `train_pi_epochs` and `train_v_epochs`. `target_kl`
+    limits the statistic "kl". Numbers that change between iterations belong in `coefficients`.
     """
     policy, values = actor_critic.policy_and_value(batch.observations)
     log_probs, entropy = policy.log_prob(batch.actions), policy.entropy().mean()

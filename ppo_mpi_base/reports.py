@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run tells: episodes and times gathered over ranks, the best score, and the rows of the logs."""
+"""What a run reports: episodes and times gathered over ranks, the best score, and the rows of the logs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Reports:
 
     Attributes:
         episode_return: mean over the last 100 training episodes of all ranks; NaN before the first.
-        best_return: the highest `episode_return` of any iteration; once there are 100 episodes, of those since then, as
-            the mean of a few lucky ones must not stand for ever. NaN before the first.
-        saved_return: that of the best networks that were saved, on rank 0: of fewer, where a disk was full.
-        worth_saving: whether the latest rollout's networks are better than those.
+        best_return: the highest `episode_return` of any iteration; once 100 episodes have ended, of any since then,
+            because the mean of a few lucky episodes must not stand forever. NaN before the first.
+        saved_return: the same over the networks that were saved (fewer if a disk was full), on rank 0.
+        worth_saving: whether the latest rollout's networks are better than the saved ones.
         seconds: phase name -> seconds that this rank spent in it since the last row.
-        messages: seconds of each reduction of a gradient since then; as many on all ranks that reduced it together.
+        messages: seconds of each gradient reduction since the last row; as many on all ranks that reduce together.
     """
 
     def __init__(self, config: Config, ranks: Communicator, held: ExitStack) -> None:
@@ -47,7 +47,7 @@ class Reports:
                 hold(name, path, held)
         self.logger: Logger | None = None
         self._config = config
-        self._early: list[tuple[str, bool]] = []  # what was to be told before the logs were open
+        self._early: list[tuple[str, bool]] = []  # messages from before the logs were open
         self.recent: deque[Episode] = deque(maxlen=WINDOW)
         self.episodes = 0
         self.best_return = self.saved_return = float("nan")
@@ -58,7 +58,7 @@ class Reports:
         self.steps_at_row = 0
 
     def open(self, resume_from_steps: int | None) -> None:
-        """Begin the logs, or continue those of the steps so far, on rank 0."""
+        """Begin the logs, or continue those up to `resume_from_steps`, on rank 0."""
         if self.ranks.is_root:
             config, done = self._config, resume_from_steps or 0
             # Iterations are whole, so the last one may go past total_steps.
@@ -83,7 +83,7 @@ class Reports:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned; `saved_return` is that of the best networks on the disk."""
+        """Continue from what `state` returned; its `saved_return` is that of the best networks on disk."""
         self.recent.extend(Episode(*episode) for episode in state["recent"])
         self.episodes = state["episodes"]
         self.best_return = float("nan") if state["best_return"] is None else state["best_return"]
@@ -96,7 +96,7 @@ class Reports:
         return float(np.mean([episode.return_ for episode in self.recent])) if self.recent else float("nan")
 
     def add_episodes(self, ended: list[tuple[int, Episode]]) -> None:
-        """Gather the episodes that ended on any rank, each with its step of the rollout, in the order of these.
+        """Gather the episodes that ended on any rank, in the order of the rollout steps given with them.
 
         Collective: call on all ranks.
         """
@@ -113,11 +113,11 @@ class Reports:
     def times_row(self, total_steps: int, team: Communicator | None = None) -> dict[str, float]:
         """Return FPS and the fraction of time in each phase, averaged over ranks. Collective: call on all ranks.
 
-        `team` are the ranks that reduced gradients together; None: all.
+        `team`: the ranks that reduced gradients together; None: all.
         """
         now = time.perf_counter()
         passed = now - self.row_started
-        # A reduction takes the rank that comes last only what it costs: what it takes others beyond that, they wait.
+        # The rank that comes last spends only what a reduction costs; what others spend beyond that is waiting.
         messages = np.array(self.messages)
         (team or self.ranks).min_(messages)
         self.seconds["communication"] += messages.sum()
@@ -140,7 +140,7 @@ class Reports:
         }
 
     def episodes_row(self) -> dict[str, float]:
-        """Return what is known of the last 100 episodes."""
+        """Return statistics of the last 100 episodes, and the count of all."""
         lengths = [episode.length for episode in self.recent]
         return {
             "episode_return": self.episode_return,
@@ -159,26 +159,26 @@ class Reports:
             self.logger.sync()
 
     def tell(self, text: str, failed: bool = False) -> None:
-        """Print a line, on rank 0; where the run is to be quiet, only if it is about what has `failed`."""
+        """Print a line, on rank 0; in a quiet run, only if it says that something has `failed`."""
         if self.logger:
             self.logger.message(text, failed)
         else:
             self._early.append((text, failed))
 
     def tell_failure(self, text: str) -> None:
-        """Print a line about what has failed, on rank 0."""
+        """Print a line about a failure, on rank 0."""
         self.tell(text, failed=True)
 
     def close(self) -> None:
-        """Close the log files and give the terminal back; a second call does nothing."""
+        """Close the log files and release the terminal; a second call does nothing."""
         if self.logger:
             self.logger.close()
 
     def finish(self, save_location: str | None) -> Path:
-        """Draw the learning curve, say on rank 0 what came out and where it is, and return the picture's path."""
+        """On rank 0, draw the learning curve and print the results and where they are; return the picture's path."""
         picture = self.directory / "learning_curve.png"
         if self.logger:
-            from ppo_mpi_base.plot import learning_curve  # here: Matplotlib loads in rank 0 alone, and not at the start
+            from ppo_mpi_base.plot import learning_curve  # here: only rank 0 loads Matplotlib, and not at the start
 
             try:
                 learning_curve(self.directory / "progress.csv", picture)

@@ -32,20 +32,20 @@ class Batch(NamedTuple):
         return [(name, x.shape, x.dtype) for name, x in named]
 
     def empty_like(self) -> Batch:
-        """Return a batch of the same shapes and dtypes, with memory of its own."""
+        """Return a batch of the same shapes and dtypes, with its own memory."""
         extras = {name: torch.empty_like(x) for name, x in self.extras.items()}
         return Batch._make([*map(torch.empty_like, self[:-1]), extras])
 
     @torch.no_grad()
     def gather_(self, samples: Batch, order: Tensor) -> None:
-        """Overwrite sample k by that at `order[k]` of another batch; (B,) int64."""
+        """Overwrite sample k with sample `order[k]` of another batch; `order` is (B,) int64."""
         for x, content in zip(self[:-1], samples[:-1], strict=True):
             torch.index_select(content, 0, order, out=x)
         for name, x in self.extras.items():
             torch.index_select(samples.extras[name], 0, order, out=x)
 
     def split(self, size: int) -> list[Batch]:
-        """Return batches of `size` samples each, the last one of what is left; they share this one's memory."""
+        """Return batches of `size` samples each, the last with what is left; they share this one's memory."""
         columns = zip(*(x.split(size) for x in self[:-1]), strict=True)
         extras = {name: x.split(size) for name, x in self.extras.items()}
         return [Batch._make([*column, {name: x[k] for name, x in extras.items()}]) for k, column in enumerate(columns)]
@@ -57,17 +57,17 @@ class Rollout:
 
     Attributes:
         observations: (T, N, *shape), in the observation space's own dtype, not normalized.
-        next_observations: (T, N, *shape), those acted on next: after an episode's end, the first of the next episode.
+        next_observations: (T, N, *shape), as acted on next: after an episode's end, the first one of the next episode.
         actions: (T, N, *shape), as sampled (not clipped), or int64 in [0, n) for a Discrete space.
-        rewards: (T, N), what is learned from: after `clip_rewards` and `normalize_rewards`.
+        rewards: (T, N), as used for learning: after `clip_rewards` and `normalize_rewards`.
         terminated, truncated: (T, N) bool, never both.
         log_probs, values: (T, N), of the policy and value function that collected the rollout.
-        next_values: (T, N), the value of the observation that each step led to: of an episode's final observation where
-            it was truncated, never of the one after the reset.
+        next_values: (T, N), the value of the observation that each step led to: at a truncation, of the episode's
+            final observation, never of the one after the reset.
         advantages, returns: (T, N), filled by the algorithm.
-        extras: further tensors (T, N, ...) of a hook; minibatches carry them along.
-        iteration: how many there were before this one.
-        total_steps: agent steps over all ranks, these included.
+        extras: more tensors (T, N, ...), from hooks or `advantage_fn`; minibatches include them.
+        iteration: number of earlier iterations.
+        total_steps: agent steps over all ranks, including these.
     """
 
     observations: Tensor
@@ -91,7 +91,7 @@ class Rollout:
         return self.terminated | self.truncated
 
     def samples(self) -> Batch:
-        """Return all T*N samples as one batch, that of step t in environment i at t*N + i."""
+        """Return all T*N samples as one batch; step t in environment i is at t*N + i."""
         return Batch(
             self.observations.flatten(0, 1),
             self.actions.flatten(0, 1),
@@ -104,7 +104,7 @@ class Rollout:
 
 
 class Shuffled:
-    """The samples of an epoch in its order, as minibatches of `size`: one memory for all epochs of a run."""
+    """The samples of an epoch in its order, as minibatches of `size`; all epochs of a run use the same memory."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -112,16 +112,16 @@ class Shuffled:
         self._minibatches: list[Batch] = []
 
     def epochs(self, samples: Batch, orders: Iterable[np.ndarray]) -> Iterator[list[Batch]]:
-        """Yield each epoch's minibatches, the last one of what is left; each epoch overwrites the one before.
+        """Yield each epoch's minibatches, the last with what is left; each epoch overwrites the one before.
 
         Args:
             samples: all T*N of an iteration.
-            orders: of each epoch, (T*N,) indices into them.
+            orders: for each epoch, (T*N,) indices into them.
         """
         whole = self._whole
-        if whole is None or whole.layout() != samples.layout():  # first of all; or a hook has other extras
+        if whole is None or whole.layout() != samples.layout():  # the first call, or a hook has changed the extras
             whole = self._whole = samples.empty_like()
-            self._minibatches = whole.split(self.size)  # once: to make so many tensors takes as long as to fill them
+            self._minibatches = whole.split(self.size)  # once: making so many tensors takes as long as filling them
         for order in orders:
             whole.gather_(samples, torch.as_tensor(order, device=samples.advantages.device))
             yield self._minibatches
@@ -135,7 +135,7 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     \delta_t = r_t + \gamma (1 - terminated_t) V(s'_t) - V(s_t)
     A_t      = \delta_t + \gamma \lambda (1 - done_t) A_{t+1}
 
-    where s'_t is the observation that step t led to, final ones of truncated episodes included. Value targets are
+    where s'_t is the observation that step t led to, including final ones of truncated episodes. Value targets are
     A_t + V(s_t).
     """
     values = rollout.values
@@ -143,14 +143,14 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     decay = (gamma * lam) * (~rollout.done).to(values.dtype)
     advantages = torch.empty_like(values)
     following = torch.zeros_like(values[0])
-    rows = zip(deltas.unbind(), decay.unbind(), advantages.unbind(), strict=True)  # each is looked up but once
+    rows = zip(deltas.unbind(), decay.unbind(), advantages.unbind(), strict=True)  # each is indexed only once
     for delta, weight, advantage in reversed(list(rows)):
         following = torch.addcmul(delta, weight, following, out=advantage)
     return advantages, advantages + values
 
 
 def checked_estimates(advantage_fn: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return an advantage estimate whose results are looked at: tensors (T, N) of numbers, without a gradient.
+    """Return an advantage estimate whose results are checked: tensors (T, N) of numbers, without a gradient.
 
     Raises:
         ConfigurationError: it returns something else.
@@ -183,10 +183,10 @@ Step = tuple[np.ndarray, np.ndarray, float, float, float]
 
 
 def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) -> None:
-    """Hand the steps to the callback, an episode or rollout end at a time, and write back what it returns.
+    """Call the callback on steps up to each episode's or the rollout's end, and write back what it returns.
 
     Raises:
-        ConfigurationError: the callback returned another number of steps than it got.
+        ConfigurationError: the callback returned no sequence, or another number of steps than it got.
     """
     columns = [rollout.observations, rollout.actions, rollout.rewards, rollout.values, rollout.log_probs]
     length, environments = rollout.rewards.shape
@@ -212,7 +212,7 @@ def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) ->
 def explained_variance(values: Tensor, returns: Tensor, ranks: Communicator) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over all ranks, from (T, N) of each.
 
-    It is 1 for a perfect value function, 0 for one no better than a constant, and NaN where the returns do not vary.
+    It is 1 for a perfect value function, 0 for one no better than a constant, and NaN if the returns do not vary.
     Collective: call on all ranks.
     """
     errors, targets = (returns - values).double(), returns.double()
@@ -221,16 +221,16 @@ def explained_variance(values: Tensor, returns: Tensor, ranks: Communicator) -> 
     ranks.sum_(sums)
     n, error, error_squares, target, target_squares = sums
     variance = target_squares - target**2 / n
-    varies = variance > 1e-12 * target_squares  # what is less is the rounding of the two sums
+    varies = variance > 1e-12 * target_squares  # anything less is rounding of the two sums
     return float(1 - (error_squares - error**2 / n) / variance) if varies else float("nan")
 
 
 def minibatch_order(length: int, generators: list[np.random.Generator], between: np.random.Generator) -> np.ndarray:
     """Return the order (T*N,) in which an epoch visits the samples (t, i) of a rank, as indices t*N + i.
 
-    Any N consecutive samples, from a multiple of N on, hold one of each environment, each at a time drawn by that
-    environment's own generator. So a minibatch of a multiple of N takes equally many from each environment, and R ranks
-    draw together what one rank with all their environments would draw.
+    Any N consecutive samples, starting at a multiple of N, have one from each environment, at a time step drawn by
+    that environment's own generator. So a minibatch of a multiple of N samples has equally many from each environment,
+    and R ranks together draw what one rank with all their environments would draw.
 
     Args:
         length: T.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file of a run, run.toml: what it was started with, and the facts of where and by which code it ran."""
+"""A run's file, run.toml: the settings it was started with, and the facts of where and with which code it ran."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 NAME = "run.toml"
 FACTS = "facts"
 NONE, NONE_WITHIN = "none", "<None>"
-"""Words, here, for Python's None, which TOML lacks: of a setting, and within one, where "none" may be a word."""
+"""Words for Python's None, which TOML lacks: as a setting, and inside one, where "none" may be an ordinary word."""
 EVALUATION, VIDEO, POLICY = "evaluation.json", "video.mp4", "policy"
 OUTPUTS = (EVALUATION, VIDEO, *(POLICY + suffix for suffix in SUFFIXES.values()))
-"""What `ppo-mpi evaluate`, `video` and `export` write beside a run's file, unless they are told otherwise."""
+"""What `ppo-mpi evaluate`, `video` and `export` write next to a run's file by default."""
 
 
 class KeepRunFile(Hooks):
-    """Writes a run's file once its first rollout is there: a run that fails before leaves a former one's file alone.
+    """Writes a run's file after its first rollout, so that a run that fails earlier leaves a former run's file alone.
 
-    A run that goes on, with the same settings, keeps the facts of its beginnings in `facts.before`; any other file is
-    set aside and, where a new run begins, what was made of the former one's networks.
+    A run resumed with the same settings keeps the facts of its earlier processes in `facts.before`. Otherwise an
+    existing file is set aside and, if a new run begins, so are the `OUTPUTS` made from the former run's networks.
 
     Args:
-        path: of the file.
-        settings: what `ppo-mpi train` was told.
+        path: path of the file.
+        settings: the settings given to `ppo-mpi train`.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings, self._kept = path, settings, False
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
-        """Write it, on rank 0."""
+        """Write the file, on rank 0."""
         if self._kept or not worker.ranks.is_root:
             return
         self._kept = True
@@ -56,15 +56,15 @@ class KeepRunFile(Hooks):
     def _write(self, ranks: int, goes_on: bool) -> None:
         same_run = goes_on and self.path.exists() and same(self.path, self.settings)
         before = _beginnings(self.path) if same_run else []
-        # Without "resume": it is to start the same run, not to go on with this one.
+        # Without "resume": the file is for starting the same run again, not for continuing this one.
         text = document({**self.settings, "resume": False}, ranks, before)
-        if not same_run:  # only now: git has taken its time, and a run without its file is hard to go on with
+        if not same_run:  # only now: `document` waits for git, and a run without its file is hard to continue
             set_aside(self.path, *([] if goes_on else map(self.path.with_name, OUTPUTS)))
         write_whole(self.path, text.encode())
 
 
 def document(settings: dict[str, Any], ranks: int, before: Sequence[dict[str, Any]] = ()) -> str:
-    """Return the text of a run's file: settings, and facts of this process after those of the ones before it."""
+    """Return the text of a run's file: settings, facts of this process, and those of the processes before it."""
     written = {name: NONE if value is None else _without_none(value) for name, value in settings.items()}
     header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
     told = {**facts(ranks), **({"before": list(before)} if before else {})}
@@ -72,10 +72,10 @@ def document(settings: dict[str, Any], ranks: int, before: Sequence[dict[str, An
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings of a file by `write`, or by hand.
+    """Return the settings of a file written by `KeepRunFile`, or by hand.
 
     Raises:
-        ConfigurationError: it is missing or no TOML.
+        ConfigurationError: the file is missing or not TOML.
     """
     content = _content(path)
     content.pop(FACTS, None)
@@ -83,10 +83,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def same(path: Path, settings: dict[str, Any]) -> bool:
-    """Return whether a file holds these settings, but for whether and how the run is to be resumed.
+    """Return whether a file holds these settings, apart from whether and how to resume the run.
 
     Raises:
-        ConfigurationError: it is missing or no TOML.
+        ConfigurationError: the file is missing or not TOML.
     """
     held = tomllib.loads(tomli_w.dumps({name: _without_none(value) for name, value in settings.items()}))
     found, wanted = read(path), {name: _with_none(value) for name, value in held.items()}
@@ -94,10 +94,10 @@ def same(path: Path, settings: dict[str, Any]) -> bool:
 
 
 def ranks_of(path: Path) -> int | None:
-    """Return how many ranks the run of a file had; None of a file by hand, which says nothing of them.
+    """Return how many ranks the run of a file had; None for a file written by hand, which does not say.
 
     Raises:
-        ConfigurationError: it is missing or no TOML.
+        ConfigurationError: the file is missing or not TOML.
     """
     noted = _content(path).get(FACTS)
     ranks = noted.get("ranks") if isinstance(noted, dict) else None
@@ -105,7 +105,7 @@ def ranks_of(path: Path) -> int | None:
 
 
 def _beginnings(path: Path) -> list[dict[str, Any]]:
-    """Return the facts of all processes that have made the run of a file so far, the first one first."""
+    """Return the facts of all processes that have worked on the run of a file so far, the first one first."""
     noted = _content(path).get(FACTS)
     if not isinstance(noted, dict):
         return []
@@ -113,7 +113,7 @@ def _beginnings(path: Path) -> list[dict[str, Any]]:
 
 
 def _without_none(value: Any) -> Any:
-    """Return a value that TOML can hold, at every depth of tables and lists."""
+    """Replace None in a value, at any depth of tables and lists, so that TOML can hold it."""
     if isinstance(value, dict):
         return {name: _without_none(x) for name, x in value.items()}
     if isinstance(value, list | tuple):

@@ -23,38 +23,38 @@ Floats = NDArray[np.float64]
 RETURN = "episode_return"
 """The column of the mean return of the last 100 training episodes."""
 Group = str | Path | Sequence[str | Path]
-"""Paths of a run's directory, of its progress.csv, or of a directory with runs beneath it."""
+"""One or more paths: to a run's directory, its progress.csv, or a directory with runs beneath it."""
 
 ENVIRONMENT_ID = re.compile(r"[A-Z].*-v\d+$")
-"""As ids are written by custom, with a capital: idea-v2 may be the name of anything."""
+"""By convention, ids begin with a capital; idea-v2 may be the name of anything."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What progress.csv says of a run in one of its columns, without the rows that have no number there."""
+    """One column of a run's progress.csv, without the rows that have no number in it."""
 
     path: Path
     task: str
-    """What the run.toml of `ppo-mpi train` says, or else the nearest directory above that is named as an environment,
-    such as Hopper-v5; "" where there is none."""
+    """As in the run.toml of `ppo-mpi train`, or else the nearest parent directory that is named like an environment,
+    such as Hopper-v5; "" if there is none."""
     steps: Floats
     """Agent steps, (rows,)."""
     seconds: Floats
-    """Wall-clock time since the run began, (rows,); NaN where the file does not say it."""
+    """Wall-clock time since the run began, (rows,); NaN where the file does not have it."""
     values: Floats
-    """What the column has, (rows,): mean returns of the last 100 training episodes, unless another was asked for."""
+    """Values of the column, (rows,): by default, mean returns of the last 100 training episodes."""
 
     @property
     def score(self) -> float:
-        """The last of the values."""
+        """The last value."""
         return float(self.values[-1])
 
 
 def find_runs(group: Group) -> list[Path]:
     """Return the progress files of a group, each once, in order.
 
-    A .csv file is a run. So is a directory that holds progress.csv or logs/progress.csv. Of any other directory, all
-    progress.csv beneath it are runs or, where there is none, all seed*.csv. progress.1.csv, ... are of former runs.
+    A .csv file is a run, and so is a directory with progress.csv or logs/progress.csv. In any other directory, all
+    progress.csv beneath it are runs or, if there are none, all seed*.csv. progress.1.csv, ... belong to former runs.
 
     Raises:
         ConfigurationError: there is no path, or one of them has no run.
@@ -82,8 +82,8 @@ def _beneath(path: Path) -> list[Path]:
 def read_groups(groups: Sequence[Group], column: str = RETURN) -> list[dict[str, list[Run]]]:
     """Return the runs of each group by task, see `read_group`.
 
-    Where only one task is named among all groups, runs without a task's name are of that task: runs of a user's own
-    script beside those of `ppo-mpi train`.
+    If all groups together name only one task, runs without a task's name count as runs of it, such as those of a
+    user's own script next to those of `ppo-mpi train`.
     """
     read = [read_group(group, column) for group in groups]
     named = {task for runs in read for task in runs if task}
@@ -96,11 +96,11 @@ def read_groups(groups: Sequence[Group], column: str = RETURN) -> list[dict[str,
 def read_group(group: Group, column: str = RETURN) -> dict[str, list[Run]]:
     """Return the runs of a group by task, tasks in alphabetical order.
 
-    Warn of runs without a number in the column (no episode has ended), and of those that differ in more than their
-    seeds.
+    Warn about runs without a number in the column (no episode has ended), and about those that differ in more than
+    their seeds.
 
     Raises:
-        ConfigurationError: the group has no run, none with a number, or a file that is no progress.csv.
+        ConfigurationError: the group has no run, none with a number, or a file that is not a progress.csv.
     """
     paths = find_runs(group)
     runs = [run for path in paths if (run := read_run(path, column)) is not None]
@@ -118,10 +118,10 @@ def read_group(group: Group, column: str = RETURN) -> dict[str, list[Run]]:
 
 
 def read_run(path: Path, column: str = RETURN) -> Run | None:
-    """Return a run, or None with a warning where its column has no number: no episode has ended yet.
+    """Return a run, or None with a warning if its column has no number: no episode has ended yet.
 
     Raises:
-        ConfigurationError: the file is no progress.csv, or has no such column.
+        ConfigurationError: the file is not a progress.csv, or has no such column.
     """
     if column != RETURN and (there := _columns(path)) and column not in there:
         raise ConfigurationError(f"column={column!r}: {path} has {', '.join(there)}{did_you_mean(column, there)}")
@@ -138,20 +138,20 @@ def _empty(column: str) -> str:
 
 
 def _columns(path: Path) -> list[str]:
-    with contextlib.suppress(OSError, ValueError):  # what reads the numbers tells what is wrong
+    with contextlib.suppress(OSError, ValueError):  # `read_columns` reports what is wrong
         return read_progress(path)[0]
     return []
 
 
 def _task(path: Path) -> str:
-    for directory in path.parents[:2]:  # run.toml stands beside logs/
+    for directory in path.parents[:2]:  # run.toml is next to logs/
         with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
             return str(tomllib.loads((directory / "run.toml").read_text())["env_id"]).rpartition("/")[2]
     return next((parent.name for parent in path.parents if ENVIRONMENT_ID.match(parent.name)), "")
 
 
 def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> Floats:
-    """Return columns of a progress.csv, (names + optional, rows) float64, with NaN for whatever is not finite.
+    """Return columns of a progress.csv, (names + optional, rows) float64, with NaN for values that are not finite.
 
     An optional column that the file lacks is NaN too.
 
@@ -171,15 +171,15 @@ def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequ
 
 
 def on_common_grid(positions: Sequence[Floats], values: Sequence[Floats], points: int) -> tuple[Floats, Floats]:
-    """Interpolate curves linearly on the stretch that all of them cover: nothing is extrapolated.
+    """Interpolate curves linearly over the range that all of them cover: nothing is extrapolated.
 
     Args:
-        positions: for each curve, where it was measured, ascending, (rows,).
-        values: for each curve, what was measured there, (rows,).
-        points: how many points the grid has.
+        positions: for each curve, the positions of its values, ascending, (rows,).
+        values: for each curve, its values there, (rows,).
+        points: number of points of the grid.
 
     Returns:
-        The grid (points,), and the values on it (curves, points). Both have no points where the curves do not overlap.
+        The grid (points,), and the values on it (curves, points). Both have no points if the curves do not overlap.
     """
     start, end = max(x[0] for x in positions), min(x[-1] for x in positions)
     grid = np.linspace(start, end, points if start < end else int(start == end))

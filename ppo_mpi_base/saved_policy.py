@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policies on disk: safetensors with JSON beside them, and back to a callable without MPI."""
+"""Save policies as safetensors with JSON beside them, and load them as functions, without MPI."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ppo_mpi_base.policies import ActorCritic, action_dim, action_noise, observa
 
 FORMAT = 1
 WHEN = "saved_at"
-"""Under which the file of the tensors says after how many steps, and with which mean return, they were saved."""
+"""The key under which the tensor file says after how many steps, and with which mean return, it was saved."""
 
 
 class SavedPolicy(NamedTuple):
     """A policy as it was saved.
 
     Attributes:
-        actor_critic: the policy; it has no values, unless its one network gives both.
+        actor_critic: the policy; without values, unless one network gives both.
         which: "best" or "latest": the networks that were found.
-        total_steps: agent steps over all ranks that the run had made then.
-        episode_return: the mean return of its last 100 training episodes; None before the first.
-        hooked: whether it was trained on what a `state_processing_hook` made of observations.
+        total_steps: agent steps over all ranks when it was saved.
+        episode_return: the mean return of the last 100 training episodes then; None before the first.
+        hooked: whether it was trained on observations transformed by a `state_processing_hook`.
     """
 
     actor_critic: ActorCritic
@@ -45,7 +45,7 @@ class SavedPolicy(NamedTuple):
     hooked: bool
 
     def check_hook(self, hook: Callable[[Any], Any] | None) -> None:
-        """Raise `ConfigurationError` where observations lack the hook of the training, and so would be misread."""
+        """Raise `ConfigurationError` if the hook used in training is missing, so that observations would be misread."""
         if self.hooked and hook is None:
             raise ConfigurationError(
                 "state_processing_hook=None, but the policy was trained with one: give the same function again, in "
@@ -56,7 +56,7 @@ class SavedPolicy(NamedTuple):
 def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_steps: int, episode_return: float) -> None:
     """Write `which`.safetensors and `which`.json into `config.save_location`; on rank 0 only."""
     directory = Path(config.save_location or ".")
-    # Copies: two names of one tensor, as where both networks share layers, would be refused.
+    # Copies: two names for one tensor, as when both networks share layers, would be refused.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in actor_critic.state_dict().items()}
     when = {"total_steps": total_steps, "episode_return": episode_return if np.isfinite(episode_return) else None}
     description = {
@@ -73,7 +73,7 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "gives_value": actor_critic.value_network is None,
     }
     # The description first: tensors without one could not be loaded. A kill between the two leaves older tensors, which
-    # fit it, too, and say themselves when they were saved.
+    # also fit it, and record for themselves when they were saved.
     text = json.dumps(description, indent=1, default=lambda number: number.item())  # sizes may be NumPy's
     contents = {"json": text.encode(), "safetensors": safetensors.torch.save(tensors, {WHEN: json.dumps(when)})}
     write_together({directory / f"{which}.{ending}": content for ending, content in contents.items()})
@@ -90,19 +90,19 @@ def load_policy(
 ) -> Callable[[Any], np.ndarray]:
     """Return the saved policy as a function observation -> action, for one environment's observations.
 
-    Those of a Dict space are dicts; after a training with `state_processing_hook` they are what the hook returns. It
-    computes as in its training, so after `precision="bfloat16"` slowly where the processor has no instructions for
-    that; but in torch's default dtype, which is yours to set as it was then.
+    Observations of a Dict space are dicts; after training with `state_processing_hook`, they are what the hook returns.
+    The policy computes as in training, so after `precision="bfloat16"` it is slow on processors without instructions
+    for that. But it uses torch's default dtype, which you must set as it was in training.
 
     Args:
         save_location: the directory that was given to `PPO()`.
-        which: the networks that earned the best mean return, or the latest. "best" falls back to the latest where no
+        which: the networks that earned the best mean return, or the latest. "best" falls back to the latest if no
             episode ever ended.
-        network_fn: builds the policy network, as for `PPO()`. Not needed where the network is made of torch's own
-            layers in `nn.Sequential`, or is one of `ppo_mpi_base.networks`.
+        network_fn: builds the policy network, as for `PPO()`. Not needed if the network is made of torch's own layers
+            in `nn.Sequential`, or is one of `ppo_mpi_base.networks`.
         policy_kwargs: for `network_fn`.
-        deterministic: the most probable action, or a sampled one.
-        seed: of the sampling.
+        deterministic: return the most probable action, not a sampled one.
+        seed: for the sampling.
 
     Raises:
         ConfigurationError: files are missing or damaged, or `network_fn` is needed or does not fit them.
@@ -144,7 +144,7 @@ def _built(
     network_fn: Callable[..., nn.Module] | None,
     policy_kwargs: dict[str, Any],
 ) -> SavedPolicy:
-    """Return the policy of a description with new weights, built by `network_fn` or as the description says."""
+    """Build a policy with new weights from its description, using `network_fn` if it is given."""
     try:
         observation_space, action_space = (
             make_space(description[f"{kind}_space"]) for kind in ("observation", "action")
@@ -161,7 +161,7 @@ def _built(
         sizes = observation_dim(observation_space), action_dim(action_space)
         try:
             network = network_fn(*sizes, **policy_kwargs)
-        except Exception as error:  # of the user's function, whatever it is
+        except Exception as error:  # whatever the user's function raises
             raise ConfigurationError(
                 f"load_policy: network_fn{(*sizes,)} fails with policy_kwargs={policy_kwargs!r} ({error!r}): give "
                 "those of the training"
@@ -200,7 +200,7 @@ def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Ca
         else:
             noise = action_noise(actor_critic.action_space, generator, 1)
             action = distribution.sample(torch.as_tensor(noise, dtype=torch.get_default_dtype()))
-        return actor_critic.to_environment(action).numpy()[0]  # of a Discrete space a number, as in training
+        return actor_critic.to_environment(action).numpy()[0]  # for a Discrete space a number, as in training
 
     return policy
 
@@ -227,10 +227,10 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
 
 
 def saved_at(content: bytes) -> dict[str, Any]:
-    """Return `total_steps` and `episode_return` of the networks in a file; nothing of one by an earlier version.
+    """Return `total_steps` and `episode_return` of the networks in a file; {} if an earlier version wrote it.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     length = int.from_bytes(content[:8], "little")  # safetensors reads metadata from files only
     header = json.loads(content[8 : 8 + length])
@@ -238,7 +238,7 @@ def saved_at(content: bytes) -> dict[str, Any]:
 
 
 def describe_space(space: gymnasium.Space) -> dict[str, Any]:
-    """Return what JSON can hold of a Box or Discrete space, or of the `Parts` of a Dict space of them."""
+    """Describe, for JSON, a Box or Discrete space, or the `Parts` of a Dict space of them."""
     if isinstance(space, Parts):
         return {"kind": "Parts", "dict": describe_space(space.parts)}
     if isinstance(space, Dict):
@@ -249,7 +249,7 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
     if not isinstance(space, Box):
         raise ConfigurationError(f"the space {space} cannot be saved, only Box, Discrete and Dict can")
     bounds = {"low": space.low, "high": space.high}
-    # JSON has no infinity: numbers as text keep all of them exactly.
+    # JSON has no infinity; as text, all numbers are kept exactly.
     return {
         "kind": "Box",
         "shape": list(space.shape),
@@ -262,7 +262,7 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
 
 
 def make_space(description: dict[str, Any]) -> gymnasium.Space:
-    """Return the space of a description by `describe_space`."""
+    """Return the space that `describe_space` described."""
     if description["kind"] == "Parts":
         return Parts(make_space(description["dict"]))  # type: ignore[arg-type]
     if description["kind"] == "Dict":
@@ -271,7 +271,7 @@ def make_space(description: dict[str, Any]) -> gymnasium.Space:
         own = {"dtype": np.dtype(description["dtype"]).type} if "dtype" in description else {}
         return Discrete(description["n"], start=description["start"], **own)
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-    low, high = (_numbers(description[name], dtype) for name in ("low", "high"))  # one number for all, or each
+    low, high = (_numbers(description[name], dtype) for name in ("low", "high"))  # one number for all, or one for each
     return Box(
         np.broadcast_to(low.reshape(shape if low.ndim else ()), shape).astype(dtype),
         np.broadcast_to(high.reshape(shape if high.ndim else ()), shape).astype(dtype),
@@ -281,5 +281,5 @@ def make_space(description: dict[str, Any]) -> gymnasium.Space:
 
 
 def _numbers(texts: str | list[str], dtype: np.dtype) -> np.ndarray:
-    """Return the numbers that texts by `repr` stand for; NumPy would take any text for True."""
+    """Return the numbers that `repr` wrote as texts; for booleans, NumPy would take any text for True."""
     return np.array(texts) == "True" if dtype.kind == "b" else np.array(texts, dtype=dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every random number of a run derives from its seed here, keyed by what it is for."""
+"""Derives every random number of a run from its seed, keyed by purpose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NETWORKS, EPISODES, ACTIONS, MINIBATCHES, EVALUATION, LAYERS = range(6)
 
 
 def seed_sequence(seed: int, purpose: int, *key: int) -> np.random.SeedSequence:
-    """Return the seed sequence of one purpose, independent of others; `key` tells apart environments and the like."""
+    """Return the seed sequence of one purpose, independent of others; `key` distinguishes environments and the like."""
     return np.random.SeedSequence(seed, spawn_key=(purpose, *key))
 
 
@@ -22,12 +22,12 @@ def generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
 
 
 def seed_torch(seed: int, *key: int) -> None:
-    """Set torch's own random states, from which layers such as dropout and users' functions draw."""
+    """Seed torch's own random states, which layers such as dropout and users' functions draw from."""
     torch.manual_seed(int(seed_sequence(seed, LAYERS, *key).generate_state(1, np.uint64)[0]))
 
 
 def torch_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context that leaves torch's random states as they were: the CPU's, and that of the networks' device."""
+    """Return a context that preserves torch's random states: the CPU's, and that of the networks' device."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
@@ -38,7 +38,7 @@ def torch_states(device: torch.device) -> dict[str, np.ndarray]:
 
 
 def restore_torch(states: dict[str, np.ndarray], device: torch.device) -> None:
-    """Set what `torch_states` returned; a device that had none then keeps its own."""
+    """Restore what `torch_states` returned; a device without a saved state keeps its own."""
     torch.set_rng_state(torch.as_tensor(states["torch"]))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(torch.as_tensor(states["cuda"]), device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The settings of a run from the command line: flags and their help from `config.Config`, defaults from the task."""
+"""Settings of a command-line run: flags and their help from `config.Config`, defaults from the task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ppo_mpi_base.config import Config, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.keywords import KNOWN_AS, field_docstrings
 
-ENV_ID = "A Gymnasium id, whose preset gives the defaults here; or a run's file, such as runs/.../run.toml."
+ENV_ID = "A Gymnasium id, whose preset sets the defaults below, or the file of a run, such as runs/.../run.toml."
 OWN: dict[str, tuple[Any, Any, str]] = {
     "hidden": (
         tuple[int, ...],
@@ -29,22 +29,22 @@ OWN: dict[str, tuple[Any, Any, str]] = {
     ),
     "directory": (str | None, None, "Where run.toml, logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
 }
-"""What a run from the command line has beside the keywords of `PPO()`: name -> type, default, help."""
+"""Settings of a command-line run that are not keywords of `PPO()`: name -> type, default, help."""
 ELSEWHERE = {"policy_kwargs", "critic_kwargs", "loss_coefficients", "log_directory", "save_location"}
-"""Keywords of `PPO()` that no flag has: other settings decide them, or they go with a function of the user's."""
+"""Keywords of `PPO()` without a flag: other settings decide them, or they belong to a function of the user."""
 
 
 def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings with which a run begins, unless flags say otherwise.
+    """Return the settings that a run starts with unless flags change them.
 
     Args:
-        env_id_or_file: a Gymnasium id, whose preset these are; or a TOML file, whose keys are names of flags and
-            `env_id`, on top of the preset.
-        ranks: R, among which a preset's environments and minibatches are shared out.
-        env_kwargs: those of a flag, if there is one: the environment that they make decides the preset.
+        env_id_or_file: a Gymnasium id, for its preset; or a TOML file with `env_id` and the names of flags as keys,
+            which override the preset.
+        ranks: R, the number of ranks that share a preset's environments and minibatches.
+        env_kwargs: those given by a flag, if any; the environment that they make decides the preset.
 
     Raises:
-        ConfigurationError: there is no such environment or file, or the file has a key that is no setting.
+        ConfigurationError: there is no such environment or file, or a key of the file is not a setting.
     """
     given: dict[str, Any] = {"env_id": env_id_or_file}
     if env_id_or_file.endswith(".toml"):
@@ -63,7 +63,7 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
 
 
 def check_own(chosen: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` where a setting that is none of `PPO()`'s keywords is not what it should be."""
+    """Raise `ConfigurationError` if a setting that is not a keyword of `PPO()` has an invalid value."""
     hidden, directory = chosen["hidden"], chosen["directory"]
     whole = isinstance(hidden, list | tuple) and all(type(width) is int and width >= 1 for width in hidden)
     if not whole:
@@ -75,7 +75,7 @@ def check_own(chosen: dict[str, Any]) -> None:
 
 
 def flags(defaults: dict[str, Any]) -> type:
-    """Return a dataclass, for `tyro`, of all settings that a command line can say, with these defaults."""
+    """Return a dataclass for `tyro` of all settings that a command line can express, with these defaults."""
     positional = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV_ID|FILE.toml", help=ENV_ID)]
     settings = [(name, kind, text) for name, (kind, _, text) in OWN.items()]
     settings += [(name, item.kind, item.text) for name, item in _keywords().items()]
@@ -103,7 +103,7 @@ class _Keyword:
 
 @cache
 def _keywords() -> dict[str, _Keyword]:
-    """Return the keywords of `PPO()` that a command line can say: numbers, words and tables of them."""
+    """Return the keywords of `PPO()` that a command line can express: numbers, words and tables of them."""
     hints, texts = typing.get_type_hints(Config, include_extras=True), field_docstrings()
     kinds = {name: _kind(hint) for name, hint in hints.items() if name not in ELSEWHERE}
     return {
@@ -120,7 +120,7 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the type by which `tyro` parses an annotation of `Config`, without its range; None for a function."""
+    """Return the type that `tyro` parses for an annotation of `Config`, without its range; None for a function."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, Union):
         kinds = [part if part is type(None) else _kind(part) for part in parts]
@@ -137,7 +137,7 @@ def _kind(hint: Any) -> Any:
 
 def _whole(words: list[str]) -> int:
     if words[0].lstrip("+-").isdecimal():
-        return int(words[0])  # exactly, however long it is
+        return int(words[0])  # exact for any number of digits
     number = float(words[0])
     if not number.is_integer():
         raise ValueError(f"{words[0]} is not a whole number")
@@ -145,7 +145,7 @@ def _whole(words: list[str]) -> int:
 
 
 def check_flags(words: list[str]) -> None:
-    """Raise `ConfigurationError` for a flag that has another name here than in other libraries."""
+    """Raise `ConfigurationError` for a flag of other libraries that has a different name here."""
     for word in words:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in KNOWN_AS:
@@ -154,11 +154,11 @@ def check_flags(words: list[str]) -> None:
 
 
 def env_kwargs_of(words: list[str]) -> dict[str, Any] | None:
-    """Return what the flag --env-kwargs says among a command line's words; None without it, or where it is wrong."""
+    """Return the value of the flag --env-kwargs among a command line's words; None if it is missing or invalid."""
     for k, word in enumerate(words):
         flag, _, value = word.partition("=")
         if flag.replace("_", "-") == "--env-kwargs":
-            with contextlib.suppress(IndexError, ValueError):  # which the parser tells
+            with contextlib.suppress(IndexError, ValueError):  # the parser reports them
                 return _table([value or words[k + 1]])
     return None
 
@@ -173,7 +173,7 @@ def _table(words: list[str]) -> dict[str, Any]:
 _WHOLE = PrimitiveConstructorSpec(
     nargs=1,
     metavar="INT",
-    instance_from_str=_whole,  # takes 1e6 too
+    instance_from_str=_whole,  # accepts 1e6 too
     is_instance=lambda value: isinstance(value, int),
     str_from_instance=lambda value: [str(value)],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A step of the N environments of one rank, and the beginning of their episodes: a list, or a vector environment."""
+"""Stepping and resetting the N environments of one rank: a list, or a vector environment."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Episode(NamedTuple):
 
 
 # What `Loop` and `Vector` return for a step, all by local index: rewards (N,); ended episodes, and whether they
-# terminated; final observations of those of them that have begun the next episode already; reported episodes.
+# terminated; final observations of those whose next episode has already begun; reported episodes.
 Stepped: TypeAlias = tuple[np.ndarray, dict[int, bool], dict[int, np.ndarray], dict[int, Episode]]
 
 
 class Fit:
     """Pass single observations through the user's hook, and check that they fit the observation space.
 
-    Those of a Dict space become the rows that stand for them, where the space is `Parts`.
+    If the space is `Parts`, the observations of its Dict space become rows.
 
     Attributes:
-        exact: the dtype of a space of whole numbers, into which others may not be written unseen; None of floats.
-        choices: the observations that a Discrete space has; None of others.
+        exact: the dtype of a space of integers, into which other dtypes are written only if checked; None for floats.
+        choices: the observations of a Discrete space; None for other spaces.
     """
 
     def __init__(self, space: gym.Space, hook: Callable[[Any], Any] | None, first_global_index: int) -> None:
@@ -48,7 +48,7 @@ class Fit:
         self.parts = space if isinstance(space, Parts) else None
 
     def __call__(self, i: int, observation: Any) -> Any:
-        """Return what stands for an observation of environment i, of the right shape and of numbers that are kept."""
+        """Return environment i's observation as stored, of the right shape, with values that its dtype can hold."""
         if self.hook is not None:
             observation = self.hook(observation)
         if self.parts is not None:
@@ -65,7 +65,7 @@ class Fit:
         return observation
 
     def _check_whole(self, i: int, observation: np.ndarray) -> None:
-        """Raise `TrainingError` for fractions, which would become 0, and for numbers that would come round again."""
+        """Raise `TrainingError` for fractions, which would be truncated, and for integers that would wrap around."""
         if observation.dtype.kind not in "iub":
             raise self.error(i, f"observation of dtype {observation.dtype}")
         if observation.size and not np.array_equal(observation.astype(self.exact), observation):
@@ -73,7 +73,7 @@ class Fit:
             raise self.error(i, f"observation of dtype {observation.dtype} from {low} to {high}")
 
     def error(self, i: int, what: str) -> TrainingError:
-        """Return the error that says what an observation is and what would be right."""
+        """Return the error that says what is wrong with an observation, and what would be right."""
         says = "its observation_space" if self.hook is None else "obs_space_override"
         return TrainingError(
             f"environment {self.first + i}: {self._source()} gave an {what} for {self.space}; "
@@ -93,20 +93,20 @@ class Loop:
         self.recorders = [recorder_of(environment) for environment in self.environments]
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
-        """Begin the first episodes; return which environments say that they report their own."""
+        """Begin the first episodes; return which environments say that they report their own episodes."""
         infos = [self.begin_anew(i, episode, out) for i in range(len(self.environments))]
         return {i for i, info in enumerate(infos) if info.get("reports_episodes")}
 
     def begin_anew(self, i: int, episode: int, out: np.ndarray) -> dict[str, Any]:
-        """Begin an episode by its number, whatever was going on; return what its reset says."""
+        """Begin the episode of a number, even in the midst of another; return the info of its reset."""
         self.next_episode[i] = episode
-        if episode > 0:  # episode 0 is seeded so in `_begin`
-            # By a seed: a wrapper may go on with a game at any other reset.
+        if episode > 0:  # `_begin` seeds episode 0 in this way
+            # With a seed: at any other reset, a wrapper may continue a game.
             self.environments[i].reset(seed=first_seed(self.seed, self.fit.first + i, episode))
         return self._begin(i, out)
 
     def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
-        """Go through the beginning of an episode again; return whether it lasts as long as its actions."""
+        """Replay the beginning of an episode; return whether it lasts as long as its actions."""
         self.next_episode[i] = episode
         self._begin(i, out)
         for action in actions:
@@ -117,7 +117,7 @@ class Loop:
         return True
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
-        """Step each environment. This is the inner loop of all training: each microsecond counts."""
+        """Step each environment. This is the inner loop of all training: every microsecond counts."""
         rewards = np.empty(len(self.environments))
         ended: dict[int, bool] = {}
         reports: dict[int, Episode] = {}
@@ -136,10 +136,10 @@ class Loop:
         return rewards, ended, {}, reports
 
     def restart(self, indices: Iterable[int], out: np.ndarray) -> dict[int, Episode]:
-        """Begin the next episodes of some environments; return the games that ended so, as far as they were recorded.
+        """Begin the next episodes of some environments; return games that this ends, as far as they were recorded.
 
-        A wrapper around RecordEpisodeStatistics, such as a time limit, may end a game, which is not reported then; or
-        only an episode of training, while the game goes on.
+        A wrapper around RecordEpisodeStatistics, such as a time limit, may end a game, which is then not reported. Or
+        it may end only a training episode, while the game continues.
         """
         games = {}
         for i in indices:
@@ -152,13 +152,13 @@ class Loop:
         return games
 
     def _begin(self, i: int, out: np.ndarray) -> dict[str, Any]:
-        """Begin the next episode of an environment, from a seed of its own; return what its reset says."""
+        """Begin an environment's next episode, with its own seed; return the info of its reset."""
         environment, g, episode = self.environments[i], self.fit.first + i, self.next_episode[i]
         if episode == 0 or not isinstance(environment.unwrapped.np_random, np.random.Generator):
             observation, info = environment.reset(seed=first_seed(self.seed, g, episode))
         else:
-            # Not reset(seed=...): ALE would load its ROM again, which takes as long as hundreds of steps. Some have
-            # other random numbers than Gymnasium's, as those of dm_control through Shimmy.
+            # Not reset(seed=...): ALE would reload its ROM, which takes as long as hundreds of steps. Environments
+            # without Gymnasium's generator, such as dm_control's through Shimmy, are reset with a seed.
             environment.unwrapped.np_random = generator(self.seed, EPISODES, g, episode)
             observation, info = environment.reset()
         self.next_episode[i] += 1
@@ -166,11 +166,11 @@ class Loop:
         return info
 
     def begun_anew(self, i: int) -> bool:
-        """Return whether an environment's recorded game is over already, unreported: never before `restart`."""
+        """Return whether a recorded game has already ended without a report: here, never before `restart`."""
         return False
 
     def close(self) -> None:
-        """Close what it steps."""
+        """Close all environments."""
         for environment in self.environments:
             environment.close()
 
@@ -182,7 +182,7 @@ class Loop:
 
 
 class Vector:
-    """A vector environment, with its autoreset mode made of no consequence."""
+    """A vector environment, whose autoreset mode makes no difference here."""
 
     def __init__(self, vector: VectorEnv, seed: int, fit: Fit) -> None:
         self.vector, self.seed, self.fit = vector, seed, fit
@@ -190,11 +190,11 @@ class Vector:
         self.recorded = _all_record(vector)
 
     def reset(self, out: np.ndarray, episode: int) -> set[int]:
-        """Begin the first episodes; return which environments say that they report their own."""
+        """Begin the first episodes; return which environments say that they report their own episodes."""
         n = self.vector.num_envs
-        # It counts resumed processes: the episodes' own seeds are the vector's matter.
+        # Here it counts resumed processes; the vector environment itself seeds later episodes.
         self.next_episode = [episode + 1] * n
-        # Gymnasium wants a sequence of Python integers, ALE an array: an array of Python integers is both.
+        # Gymnasium expects a sequence of Python integers, ALE an array: an array of Python integers is both.
         seeds: Any = np.array([first_seed(self.seed, self.fit.first + i, episode) for i in range(n)], dtype=object)
         try:
             observations, infos = self.vector.reset(seed=seeds)
@@ -205,7 +205,7 @@ class Vector:
         return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
-        """Step all environments, whatever the autoreset mode makes of the ended ones."""
+        """Step all environments, whatever the autoreset mode does with ended ones."""
         self.observations, rewards, terminated, truncated, infos = self.vector.step(actions)
         if np.shape(rewards) != (len(out),):
             raise TrainingError(f"make_vec_env_fn: {self.vector} gave rewards of shape {np.shape(rewards)}")
@@ -223,10 +223,10 @@ class Vector:
         return np.array(rewards, dtype=np.float64), ended, final_observations, _vector_reports(infos)
 
     def restart(self, indices: list[int], out: np.ndarray) -> dict[int, Episode]:
-        """Begin the next episodes of some environments now, rather than with the step that comes next.
+        """Begin the next episodes of some environments now, instead of with the next step.
 
-        Return the games that ended so, as far as they were recorded, if not reported with the reset. (Of one that a
-        wrapper around RecordEpisodeStatistics ends under SAME_STEP nothing is left to return: see `begun_anew`.)
+        Return the games that this ends, as far as they were recorded, if not reported with the reset. (If a wrapper
+        around RecordEpisodeStatistics ends one under SAME_STEP, nothing is left to return: see `begun_anew`.)
         """
         games = self._games()
         mask = np.zeros(len(out), dtype=bool)
@@ -234,7 +234,7 @@ class Vector:
         others = ~mask
         before = _at(self.observations, others)  # a copy: the environment may reuse its arrays
         observations, infos = self.vector.reset(options={"reset_mask": mask.copy()})
-        if _length(observations) == len(out):  # EnvPool returns no others
+        if _length(observations) == len(out):  # EnvPool returns only those that were reset
             if not _equal(_at(observations, others), before):
                 raise self._unfit("reset(options={'reset_mask': ...}) resets all environments")
             observations = _at(observations, mask)
@@ -245,11 +245,11 @@ class Vector:
         return {**cut, **_vector_reports(infos)}
 
     def begun_anew(self, i: int) -> bool:
-        """Return whether an environment's recorded game is over already, unreported, and the next one has begun."""
+        """Return whether a recorded game has already ended without a report, and the next one has begun."""
         return self.same_step and self.recorded and self._games()[i].length == 0
 
     def _games(self) -> dict[int, Episode]:
-        """Return what the environments' RecordEpisodeStatistics have counted of the games so far; none without them."""
+        """Return the games so far, as the environments' RecordEpisodeStatistics counted them; none without these."""
         if not self.recorded:
             return {}
         base: Any = self.vector.unwrapped
@@ -257,7 +257,7 @@ class Vector:
         return {i: Episode(float(returned), int(length), i) for i, (returned, length) in enumerate(counted)}
 
     def close(self) -> None:
-        """Close what it steps."""
+        """Close all environments."""
         self.vector.close()
 
     def _unfit(self, why: str) -> ConfigurationError:
@@ -265,33 +265,33 @@ class Vector:
 
 
 def _at(observations: Any, index: Any) -> Any:
-    """Return a vector environment's observations at an index or, as a copy, at a mask; a dict of arrays as a dict."""
+    """Return a vector environment's observations at an index or, as a copy, at a mask; a dict stays a dict."""
     if isinstance(observations, dict):
         return {name: _at(x, index) for name, x in observations.items()}
     return observations[index]
 
 
 def _length(observations: Any) -> int:
-    """Return of how many environments these are observations."""
+    """Return the number of environments that these observations are from."""
     return _length(next(iter(observations.values()))) if isinstance(observations, dict) else len(observations)
 
 
 def _equal(some: Any, others: Any) -> bool:
-    """Say whether these are the same observations."""
+    """Return whether these are the same observations."""
     if isinstance(some, dict):
         return all(_equal(x, others[name]) for name, x in some.items())
     return np.array_equal(some, others, equal_nan=True)
 
 
 def first_seed(seed: int, g: int, episode: int = 0) -> int:
-    """Return the seed of global environment `g`'s first reset, in [0, 2**31): ALE's are 32-bit integers with a sign."""
+    """Return the seed for resetting global environment `g`, in [0, 2**31): ALE's seeds are signed 32-bit integers."""
     return int(seed_sequence(seed, EPISODES, g, episode).generate_state(1)[0] >> 1)
 
 
 def _autoreset_mode(vector: VectorEnv) -> AutoresetMode:
-    """Return when a vector environment resets its environments by itself."""
+    """Return the mode in which a vector environment itself resets its environments."""
     base = vector.unwrapped
-    # Its own attribute first: ALE's vector environments write their mode into one `metadata` that they all share.
+    # Its own attribute first: ALE's vector environments all write their mode into one shared `metadata`.
     named = getattr(base, "autoreset_mode", None) or vector.metadata.get("autoreset_mode")
     try:
         mode = AutoresetMode(named)
@@ -300,30 +300,30 @@ def _autoreset_mode(vector: VectorEnv) -> AutoresetMode:
             f"make_vec_env_fn: metadata['autoreset_mode'] of {vector} is {named!r}, no gymnasium.vector.AutoresetMode"
         ) from error
     if mode is AutoresetMode.NEXT_STEP and isinstance(base, AsyncVectorEnv) and not base.shared_memory:
-        # Gymnasium (1.4 still) does not cancel a pending reset there, and the next action would be lost.
+        # There, Gymnasium (still in 1.4) does not cancel a pending reset, and the next action would be lost.
         raise ConfigurationError("make_vec_env_fn: AsyncVectorEnv(shared_memory=False) needs another autoreset_mode")
     return mode
 
 
 def _all_record(vector: VectorEnv) -> bool:
-    """Say whether each environment of Gymnasium's own vector environments is wrapped by RecordEpisodeStatistics."""
+    """Return whether this is Gymnasium's own vector environment, with RecordEpisodeStatistics in each environment."""
     base = vector.unwrapped
     if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
         return False
     names = ("episode_returns", "episode_lengths")
     if not all(all(base.call("has_wrapper_attr", name)) for name in names):
         return False
-    # Other wrappers that have these keep lists of all episodes there, as Stable-Baselines3's Monitor does.
+    # Other wrappers, such as Stable-Baselines3's Monitor, keep lists of all episodes under these names.
     return all(np.isscalar(value) for name in names for value in base.get_attr(name))
 
 
 def _is_report(episode: Any) -> bool:
-    """Say whether it is what Gymnasium's RecordEpisodeStatistics puts there: an environment may count its episodes."""
+    """Return whether this looks like RecordEpisodeStatistics' report; an environment may put an episode count there."""
     return isinstance(episode, dict) and "r" in episode and "l" in episode
 
 
 def _vector_reports(infos: dict[str, Any]) -> dict[int, Episode]:
-    """Return what environments report of ended episodes; under SAME_STEP, that is in `final_info`."""
+    """Return environments' reports of ended episodes; under SAME_STEP, these are in `final_info`."""
     reports = {}
     for source in (infos, infos.get("final_info", {})):
         if "episode" in source and _is_report(source["episode"]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The memory that a rank's rollouts are written into, allocated once."""
+"""The memory for a rank's rollouts, allocated once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ppo_mpi_base.seeding import ACTIONS, generator
 
 @dataclass
 class Storage:
-    """What T steps of N environments leave behind, in the host's memory; tensors share it.
+    """The data of T steps of N environments, in host memory that tensors share.
 
     Attributes:
         observations: (T+1, N, *shape) in the observation space's own dtype; row T is where the next rollout starts.
         actions: (T, N, *shape) as sampled, in the default dtype, or int64.
-        log_probs, values: (T, N), where they come with the actions.
+        log_probs, values: (T, N), if one network returns them with the actions.
         rewards: (T, N) float64, raw.
         terminated, truncated: (T, N) bool.
-        final_observations: (t, i) -> the last observation of an episode that was truncated in step t of environment i.
+        final_observations: (t, i) -> the last observation of an episode truncated in step t of environment i.
     """
 
     length: int
@@ -52,25 +52,25 @@ class Storage:
         return self.terminated | self.truncated
 
     def begin(self) -> None:
-        """Forget the former rollout's final observations."""
+        """Forget the previous rollout's final observations."""
         self.final_observations.clear()
 
     def put(self, t: int, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Keep what step t gave, (N,) each."""
+        """Store the results of step t, (N,) each."""
         self.rewards[t], self.terminated[t], self.truncated[t] = rewards, terminated, truncated
 
     def keep_final(self, t: int, final_observations: dict[int, np.ndarray]) -> None:
-        """Keep the last observations of the episodes that were truncated in step t: their values bootstrap."""
+        """Store the last observations of episodes truncated in step t, to bootstrap from their values."""
         for i, observation in final_observations.items():
             if self.truncated[t, i]:
                 self.final_observations[t, i] = observation
 
     def start_next(self) -> None:
-        """Let the next rollout begin where this one was cut."""
+        """Let the next rollout begin where this one ended."""
         self.observations[0] = self.observations[-1]
 
     def noise(self, seed: int, first_global_index: int, iteration: int) -> Tensor:
-        """Return the action noise of an iteration, (T, N, ...), keyed by each environment's global index."""
+        """Return the action noise for an iteration, (T, N, ...), keyed by each environment's global index."""
         columns = [
             action_noise(self.action_space, generator(seed, ACTIONS, first_global_index + i, iteration), self.length)
             for i in range(self.environments)
@@ -78,9 +78,9 @@ class Storage:
         return torch.as_tensor(np.stack(columns, axis=1), dtype=torch.get_default_dtype())
 
     def first_bad(self) -> tuple[str, int, int] | None:
-        """Return what is not finite, in which step and of which environment: (source, t, i), or None."""
+        """Return what is not finite, and in which step and environment: (source, t, i), or None."""
         for source, values in (("observation", self.observations), ("reward", self.rewards)):
-            with np.errstate(over="ignore", invalid="ignore"):  # of finite numbers too, in float16; of both infinities
+            with np.errstate(over="ignore", invalid="ignore"):  # finite float16 may overflow; inf - inf is invalid
                 suspect = values.dtype.kind == "f" and not np.isfinite(values.sum())
             if suspect:
                 bad = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)

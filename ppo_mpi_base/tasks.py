@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is known of a Gymnasium id: how to build the environment, and which networks and settings learn it."""
+"""What is known about a Gymnasium id: how to build the environment, and which networks and settings learn it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def specification(env_id: str) -> EnvSpec:
     """Return what is registered under an id, such as "Hopper-v5", "ALE/Pong-v5" or "module:Name-v0".
 
     Raises:
-        ConfigurationError: nothing is; the message is Gymnasium's, which names what is near.
+        ConfigurationError: nothing is registered; the message is Gymnasium's, which suggests similar ids.
     """
     with contextlib.suppress(ImportError):  # registers its games; without it, the message below says so
         import ale_py  # noqa: F401
@@ -38,12 +38,12 @@ def specification(env_id: str) -> EnvSpec:
 
 
 def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """Build the environment of an id: of a game, as `atari.atari_env` does.
+    """Build the environment of an id; a game with `atari.atari_env`.
 
-    Observations that are no vector of numbers are flattened into one.
+    Observations other than vectors and Discrete ones are flattened, except a game's.
 
     Raises:
-        ConfigurationError: it is not known, needs a package that is not there, or does not take the keywords.
+        ConfigurationError: it is unknown, needs a missing package, or does not accept the keywords.
     """
     package = _package(env_id)
     if package == "gymnasium.envs.mujoco":
@@ -56,7 +56,7 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
         made = gymnasium.make(specification(env_id), **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise _unfit(env_id, error) from error
-    except Exception as error:  # of the environment's own code, whatever it is
+    except Exception as error:  # any error in the environment's own code
         if not kwargs:
             raise
         raise ConfigurationError(
@@ -68,9 +68,9 @@ def environment(env_id: str, **kwargs: Any) -> gymnasium.Env:
 
 
 def settings(env_id: str, ranks: int, env_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the keywords of `PPO()` that learn an environment on so many ranks, `total_steps` among them.
+    """Return keywords of `PPO()`, including `total_steps`, to learn an environment on this many ranks.
 
-    Those of the environment itself, `env_kwargs`, may decide which these are.
+    They may depend on the environment's own keywords, `env_kwargs`.
     """
     package = _package(env_id)
     if package == "gymnasium.envs.classic_control":
@@ -88,7 +88,7 @@ def settings(env_id: str, ranks: int, env_kwargs: dict[str, Any] | None = None) 
 
 
 def functions(env_id: str, hidden: Sequence[int]) -> dict[str, Any]:
-    """Return the functions that `PPO()` wants for an environment: tanh networks of hidden layers of such widths.
+    """Return the functions that `PPO()` needs for an environment, with tanh networks of these hidden layer widths.
 
     Games have one Nature network for policy and value, and are stepped by ale_py's vector environment.
     """
@@ -102,14 +102,14 @@ def functions(env_id: str, hidden: Sequence[int]) -> dict[str, Any]:
 
 
 def _package(env_id: str) -> str:
-    """Return the package that an environment's class is in, such as "gymnasium.envs.mujoco"."""
+    """Return the package of an environment's class, such as "gymnasium.envs.mujoco"."""
     entry_point = specification(env_id).entry_point
     where = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
     return ".".join(where.split(":")[0].split(".")[:3])
 
 
 def _silence_mujoco() -> None:
-    """Leave out MuJoCo 4's warning of an attribute in Gymnasium's own models, which comes once for each environment."""
+    """Suppress MuJoCo 4's warning about an attribute in Gymnasium's own models, shown once for each environment."""
     with contextlib.suppress(ImportError):
         import mujoco
 

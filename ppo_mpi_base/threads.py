@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The threads that a rank computes with: its share of the host's cores."""
+"""How many threads a rank computes with: its share of the host's cores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ppo_mpi_base.mpi import Communicator, own_cores
 
 DECIDED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WORTHWHILE_PARAMETERS = 200_000
-"""Below, an operation takes less time than other threads to come and go, and beside other jobs they spin in vain."""
-_decided = torch.get_num_threads()  # before the user, if it is another number now
+"""Below, an operation takes less time than starting and stopping threads, which spin in vain beside other jobs."""
+_decided = torch.get_num_threads()  # any other number, later, is the user's choice
 
 
 def default_threads(ranks: Communicator, parameters: int) -> int | None:
-    """Return how many threads this rank should compute with: its share of the host's cores, 1 for small networks.
+    """Return how many threads this rank should compute with: its share of the host's cores, or 1 for small networks.
 
-    None where the user decided, by one of the variables `DECIDED_BY` or by `torch.set_num_threads`.
+    None if the user decided, with one of the variables `DECIDED_BY` or with `torch.set_num_threads`.
     """
     if any(name in os.environ for name in DECIDED_BY) or torch.get_num_threads() != _decided:
         return None
@@ -33,13 +33,13 @@ def default_threads(ranks: Communicator, parameters: int) -> int | None:
 
 
 def core_share(ranks: Communicator) -> int:
-    """Return how many of the host's cores are this rank's, at least 1."""
+    """Return this rank's share of the host's cores, at least 1."""
     share = ranks.local_cores // ranks.local_size
-    return max(1, min(share, len(own_cores())))  # a rank that is bound to few cores cannot use its share
+    return max(1, min(share, len(own_cores())))  # a rank bound to fewer cores cannot use its share
 
 
 def blas_code() -> str:
-    """Return what decides over the last bits of NumPy's products: the library, its code for this processor, threads."""
+    """Return what determines the last bits of NumPy's products: BLAS library, its code path, threads, processor."""
     found = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     code = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture')} {x['num_threads']}" for x in found)
     return f"{code} {processor()}"
@@ -47,9 +47,9 @@ def blas_code() -> str:
 
 @functools.cache
 def processor() -> str:
-    """Return this host's kind of processor, which decides over last bits; "" where it is not known.
+    """Return this host's kind of processor, which affects last bits; "" if unknown.
 
-    Its numbers too: of a virtual machine the name may be no more than "AMD EPYC".
+    With family and model numbers: on a virtual machine, the name may be no more than "AMD EPYC".
     """
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -61,7 +61,7 @@ def processor() -> str:
 
 
 def share_cores(ranks: Communicator, parameters: int) -> None:
-    """Let torch, OpenMP and BLAS use no more threads than `default_threads` says; else ranks slow each other down."""
+    """Limit torch, OpenMP and BLAS to what `default_threads` returns; otherwise ranks would slow each other down."""
     global _decided
     if (threads := default_threads(ranks, parameters)) is not None:
         _decided = threads  # a second run in this process must not take it for the user's

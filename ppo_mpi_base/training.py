@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run from its first line to its exit status, around the loop of `ppo.PPO`: ranks begin, fail and end together."""
+"""What surrounds the loop of `ppo.PPO`, from start to exit status: ranks begin, fail and end together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppo_mpi_base.mpi import world
 from ppo_mpi_base.worker import Worker
 
 CLOSING = 5.0
-"""Seconds that environments have to close where an error is under way, which has to be told."""
+"""Seconds that environments have to close after an error, which must still be reported."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         else:
             _close(worker)
             if worker.interrupted and (interruption.signalled or ranks.size > 1):
-                time.sleep(SAME_REQUEST)  # the same signal may still be on its way, to this rank or others
+                time.sleep(SAME_REQUEST)  # the same signal may still reach this rank or others
         finally:
             worker.reports.close()
     if worker.interrupted and config.save_location is None:
@@ -55,18 +55,18 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
 
 
 def _close(worker: Worker) -> None:
-    """Close environments; those that do not are told, and cost the run neither its end nor its exit status."""
+    """Close environments; a failure is reported, but changes neither the run's end nor its exit status."""
     try:
         worker.environments.close()
-    except Exception as error:  # such as of processes that the signal to this one has ended, too
+    except Exception as error:  # for example, if the signal has ended their processes too
         worker.reports.tell_failure(f"environments did not close ({type(error).__name__}: {error})")
 
 
 def _close_for_a_while(environments: Environments) -> None:
-    """Close environments, which may wait for ever: an AsyncVectorEnv does, for a process of its own that has died."""
+    """Close environments, waiting `CLOSING` seconds: an AsyncVectorEnv waits forever if one of its processes died."""
 
     def close() -> None:
-        with suppress(Exception):  # the error that is under way says more
+        with suppress(Exception):  # the error being raised says more
             environments.close()
 
     closing = threading.Thread(target=close, daemon=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Evaluate a policy in the midst of its training, and leave no trace."""
+"""Evaluate a policy during its training without leaving a trace."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ppo_mpi_base.seeding import torch_kept
 
 @contextmanager
 def undisturbed(policy: ActorCritic, evaluating: bool = True) -> Iterator[None]:
-    """Let a policy be evaluated, or tried as in training; afterwards it and the global random states are as before.
+    """Let a policy be evaluated, or tried as in training; then restore it and the global random states.
 
-    Matrix products depend, to the last bit, on where in memory weights begin and on how many threads there are. So
-    weights move to tensors of their own for the time, and one thread computes; buffers, since networks may change them.
+    The last bit of matrix products depends on where weights begin in memory and on the number of threads. So inside
+    the context, weights are copied to separate tensors and one thread computes. Buffers are copied because networks
+    may change them.
     """
     modes = [(module, module.training) for module in policy.modules()]
     weights = [(parameter, parameter.data) for parameter in policy.parameters()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A saved policy at work, filmed: an mp4 or a GIF of its episodes, also on machines without a display."""
+"""Record episodes of a saved policy as an mp4 or GIF, also on machines without a display."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 GL_PACKAGES = "apt install libegl1 libgl1-mesa-dri (or libosmesa6)"
 DEFAULT_RATE = 30.0
 SHORTEST_FRAME = 2
-"""Hundredths of a second: browsers slow down a GIF whose frames last less."""
+"""Hundredths of a second; browsers slow down a GIF with shorter frames."""
 GIF_TOLERANCE = 0.125
-"""A GIF is at most this much faster or slower than the environment."""
+"""A GIF is at most this fraction faster or slower than the environment."""
 
 
 def record_video(
@@ -49,33 +49,33 @@ def record_video(
     network_fn: Callable[..., nn.Module] | None = None,
     policy_kwargs: dict[str, Any] | None = None,
 ) -> Path:
-    """Film episodes of a saved policy, and print the return of each.
+    """Record a video of episodes of a saved policy, and print the return of each.
 
-    Without a display, MuJoCo draws by EGL or else OSMesa, and pygame by SDL's dummy driver: the environment variables
-    MUJOCO_GL and SDL_VIDEODRIVER, where they are not set, are set for the rest of the process.
+    Without a display, MuJoCo renders with EGL or else OSMesa, and pygame with SDL's dummy driver: the environment
+    variables MUJOCO_GL and SDL_VIDEODRIVER, unless already set, are set for the rest of the process.
 
     Args:
         directory: the `save_location` that was given to `PPO()`.
-        env_fn: builds the environment, as for `PPO()`; must take `render_mode="rgb_array"` too.
-        output: the file to write, whole or not at all: .mp4 or .gif. Its frame rate is that of the environment's
-            `metadata["render_fps"]`. A GIF has at most 50 frames per second, each of whole hundredths of a second: it
-            leaves out frames, and may be an eighth faster or slower.
-        env_kwargs: for `env_fn`.
-        episodes: how many, one after another.
+        env_fn: builds the environment, as for `PPO()`; must also accept `render_mode="rgb_array"`.
+        output: the .mp4 or .gif file to write, whole or not at all. Its frame rate is the environment's
+            `metadata["render_fps"]`. A GIF has at most 50 frames per second, each lasting whole hundredths of a second:
+            it may skip frames, and be an eighth faster or slower.
+        env_kwargs: keyword arguments of `env_fn`.
+        episodes: number of episodes, one after another.
         which: the networks that earned the best mean return, or the latest.
-        seed: of the environment and of sampled actions.
-        deterministic: the most probable action, or a sampled one.
-        max_steps: agent steps after which an episode is cut.
-        state_processing_hook: as for `PPO()`, and the same as there.
-        network_fn: builds the policy network, where `load_policy` needs it.
-        policy_kwargs: for `network_fn`.
+        seed: seed of the environment and of sampled actions.
+        deterministic: whether to take the most probable actions, rather than sample them.
+        max_steps: agent steps after which an episode is cut off.
+        state_processing_hook: the same function as for `PPO()`.
+        network_fn: builds the policy network, if `load_policy` needs it.
+        policy_kwargs: keyword arguments of `network_fn`.
 
     Returns:
         The path of the video.
 
     Raises:
         ConfigurationError: there is no such policy, the environment does not fit it or cannot be rendered, or the file
-            cannot be written; where a package is missing, the message says which.
+            cannot be written; if a package is missing, the message says which.
     """
     path = Path(output)
     if path.suffix not in (".mp4", ".gif"):
@@ -111,7 +111,7 @@ def _film(
     seed: int,
     max_steps: int | None,
 ) -> tuple[_Video, list[float]]:
-    """Write a film of episodes to `path`, whole or not at all; return it, closed, and what each episode earned."""
+    """Write a video of episodes to `path`, whole or not at all; return it, closed, and each episode's return."""
     with tempfile.TemporaryDirectory() as scratch:
         video = _Video(Path(scratch) / path.name, float(environment.metadata.get("render_fps") or DEFAULT_RATE))
         try:
@@ -142,18 +142,18 @@ def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) 
 
 
 def choose_mujoco_backend() -> None:
-    """Set MUJOCO_GL, unless it is set, to what can draw without a display: "egl", or else "osmesa".
+    """Set MUJOCO_GL, unless already set, to a backend that works without a display: "egl", or else "osmesa".
 
     Gymnasium reads it at an environment's first `render()`, MuJoCo's own renderers when `mujoco` is imported.
 
     Raises:
-        ConfigurationError: neither can.
+        ConfigurationError: neither works.
     """
     if os.environ.get("MUJOCO_GL"):
         return
     for backend in ("egl", "osmesa"):
-        # In another process: what has been tried here once, PyOpenGL keeps for good. A library may be there without a
-        # driver, so the trial is a whole context.
+        # In another process, because PyOpenGL keeps the first backend tried in this one for good. A library may be
+        # installed without a driver, so the trial creates a whole context.
         trial = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
         variables = {**os.environ, "MUJOCO_GL": backend}
         if subprocess.run([sys.executable, "-c", trial], env=variables, capture_output=True).returncode == 0:
@@ -170,7 +170,7 @@ def _play(
     seed: int,
     max_steps: int | None,
 ) -> list[float]:
-    """Act, film, and return what each episode earned."""
+    """Play and record the episodes, and return the return of each."""
     returns = []
     with Console(stderr=True).status("") as status:
         for episode in range(episodes):
@@ -201,10 +201,10 @@ def _action(policy: Callable[[Any], np.ndarray], observation: Any, space: gymnas
 
 
 def _frame(environment: gymnasium.Env) -> np.ndarray:
-    """Return what the environment shows now, (H, W, 3) uint8."""
+    """Return the environment's current image, (H, W, 3) uint8."""
     try:
         frame = environment.render()
-    except Exception as error:  # of whichever library draws
+    except Exception as error:  # from whichever library renders
         reason = " ".join(str(error).split())
         mujoco = hasattr(environment.unwrapped, "mujoco_renderer")
         hint = f"; on a machine without a display, unset DISPLAY and MUJOCO_GL, and {GL_PACKAGES}" if mujoco else ""
@@ -216,7 +216,7 @@ def _frame(environment: gymnasium.Env) -> np.ndarray:
 
 
 def _gif_timing(rate: float) -> tuple[int, float]:
-    """Return of how many frames a GIF has one, and how many it shows a second: each lasts whole hundredths of one."""
+    """Return k, if a GIF keeps every k-th frame, and its frame rate: frames last whole hundredths of a second."""
     for stride in itertools.count(1):
         exact = 100 * stride / rate
         shown = max(SHORTEST_FRAME, round(exact))
@@ -226,7 +226,7 @@ def _gif_timing(rate: float) -> tuple[int, float]:
 
 
 class _Video:
-    """An mp4 or GIF that grows frame by frame: a film of thousands of frames does not fit the memory."""
+    """An mp4 or GIF written frame by frame, since thousands of frames do not fit into memory."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.frames, self._seen = path, 0, 0
@@ -237,7 +237,7 @@ class _Video:
             if path.suffix == ".gif":
                 self._writer: Any = imageio.get_writer(path, mode="I", duration=round(1000 / self.rate), loop=0)
             else:
-                # Sizes are even already: imageio would blur a frame by scaling it to a multiple of 16.
+                # Sizes are even already; imageio's default would blur frames by scaling them to multiples of 16.
                 self._writer = imageio.get_writer(
                     path, mode="I", fps=rate, codec="libx264", macro_block_size=1, ffmpeg_log_level="error"
                 )
@@ -247,7 +247,7 @@ class _Video:
             ) from error
 
     def add(self, frame: np.ndarray) -> None:
-        """Append a frame (H, W, 3), with its last row or column twice where an mp4 needs an even size."""
+        """Append a frame (H, W, 3); repeat its last row or column if an mp4 needs an even size."""
         if self._seen % self._stride == 0:
             height, width, _ = frame.shape
             if self.path.suffix == ".mp4":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A watch over the ranks of a host: where one does not come to a collective, it is named and the run ends."""
+"""A watch over the ranks of a host: if one does not come to a collective, it is named and the run ends."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ NUMBERS = {name: float(k) for k, name in enumerate(COLLECTIVES)}
 COUNT, NAME, SINCE = range(3)
 NOTES = 3
 MESSAGE_TIME = 1.0
-"""Seconds in which the stalled rank says where it is, before the others end the run."""
+"""Seconds for the stalled rank to say where it is, before the others end the run."""
 SLEPT = 5.0
-"""Seconds by which a look that is late means that this process did not run."""
+"""If a look is late by more seconds than this, this process was not running."""
 OTHER_HOSTS_TIME = 15.0
-"""Seconds that a host of which no rank is missing leaves to the others, to name theirs."""
+"""Seconds that a host with no missing rank gives other hosts to name theirs."""
 
 
 class Watch:
-    """Each rank notes in memory that the ranks of its host share when it enters and leaves a collective.
+    """Each rank notes when it enters and leaves a collective, in memory shared by the ranks of its host.
 
-    A thread looks at the notes. It takes no part in the communication, so that it sees a stall whatever MPI and the
-    main threads do: a rank that waits longer than `limit` names those that have not come, and ends; the launcher ends
-    the rest.
+    A thread looks at the notes. It takes no part in the communication, so it sees a stall whatever MPI and the main
+    threads do. A rank that waits longer than `limit` names those that have not come, and ends; the launcher ends the
+    rest.
 
     Args:
-        notes: (ranks of this host, 3) float64 that they share: how often each entered or left, the collective's number
-            in `COLLECTIVES`, and when, on the clock of the host.
+        notes: (ranks of this host, 3), shared float64: how often each rank entered or left a collective, the index in
+            `COLLECTIVES` of the last one entered, and when that was, on the host's clock.
         ranks: the number of each of these ranks in the run.
         own: the index of this rank among them.
         limit: seconds.
@@ -43,7 +43,7 @@ class Watch:
 
     def __init__(self, notes: np.ndarray, ranks: Sequence[int], own: int, limit: float) -> None:
         self._notes, self._ranks, self._own, self._limit = notes, ranks, own, limit
-        # What `enter` and `leave` write: they are called for each message, and NumPy takes several times as long.
+        # `enter` and `leave` write here: they are called for each message, and NumPy takes several times as long.
         self._own_notes, self._count = memoryview(notes[own]).cast("B").cast("d"), 0.0
         self._main = threading.main_thread().ident
         self._over = threading.Event()
@@ -51,18 +51,18 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; the notes' memory may go."""
+        """Stop watching; the notes' memory may then be freed."""
         self._over.set()
         self._thread.join()
 
     def enter(self, name: str) -> None:
-        """Note that this rank waits in a collective, one of `COLLECTIVES`, from now on."""
+        """Note that this rank is waiting from now on in a collective, one of `COLLECTIVES`."""
         self._own_notes[NAME], self._own_notes[SINCE] = NUMBERS[name], time.monotonic()
         self._count += 1.0
         self._own_notes[COUNT] = self._count
 
     def leave(self) -> None:
-        """Note that it does not any more."""
+        """Note that this rank is no longer waiting."""
         self._count += 1.0
         self._own_notes[COUNT] = self._count
 
@@ -71,7 +71,7 @@ class Watch:
         looked = awake_since = time.monotonic()
         while not self._over.wait(period):
             notes, now = self._notes.copy(), time.monotonic()
-            if now - looked > period + SLEPT:  # the whole job was suspended, perhaps, and that is no rank's fault
+            if now - looked > period + SLEPT:  # perhaps the whole job was suspended, which is no rank's fault
                 awake_since = now
             looked = now
             waited = np.where(notes[:, COUNT] % 2 == 1, now - np.maximum(notes[:, SINCE], awake_since), 0.0)
@@ -84,7 +84,7 @@ class Watch:
                 self._end(notes, waited[self._own])
 
     def _astray(self, notes: np.ndarray) -> np.ndarray:
-        """Say of each rank whether it is as far as this one, but in another collective, (ranks,) bool."""
+        """Return whether each rank is as far as this one, but in another collective, (ranks,) bool."""
         count, name, _ = notes[self._own]
         return (notes[:, COUNT] == count) & (notes[:, NAME] != name)
 
@@ -96,7 +96,7 @@ class Watch:
         last_words(f"rank {self._ranks[self._own]} stalls here, while others wait for it in {name}:\n{stack}")
 
     def _end(self, notes: np.ndarray, seconds: float) -> None:
-        """End this rank, which has waited too long, unless the one that is missing comes at the last moment."""
+        """End this rank, which has waited too long, unless the missing one comes at the last moment."""
         count, name = notes[self._own, COUNT], COLLECTIVES[int(notes[self._own, NAME])]
         astray = self._astray(notes)
         missing = [self._ranks[k] for k in np.flatnonzero((notes[:, COUNT] < count) | astray).tolist()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whole games where a wrapper ends an episode at each lost life."""
+"""Play whole games, even if a wrapper ends an episode at each lost life."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 
 
 class WholeGames(gymnasium.Wrapper):
-    """Goes on where an episode ends without the report of the RecordEpisodeStatistics within: the game is not over.
+    """Continues if an episode ends but the inner RecordEpisodeStatistics reports none: the game is not over.
 
-    Where the reset begins a new game nevertheless, as after a time limit around that, the episode is over, and reported
-    as far as it was recorded.
+    If the reset starts a new game anyway, such as after a time limit applied outside it, the episode is over, and is
+    reported as far as it was recorded.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -21,7 +21,7 @@ class WholeGames(gymnasium.Wrapper):
         self._recorder = recorder_of(env)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; at the end of an episode but not of the game, also the reset."""
+        """Take a step; if it ends an episode but not the game, also reset."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self._recorder is None or not (terminated or truncated) or "episode" in info:
             return observation, reward, terminated, truncated, info

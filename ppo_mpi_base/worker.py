@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One rank of a run: its environments and networks, its rollouts, and what each iteration ends with."""
+"""One rank of a run: its environments and networks, its rollouts, and the end of each iteration."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from ppo_mpi_base.seeding import seed_torch
 from ppo_mpi_base.storage import Storage
 
 SAVE_EVERY = 10
-"""Iterations between two writings of the latest networks."""
+"""Iterations between saves of the latest networks."""
 COMPARE_EVERY = 10
-"""Iterations between two comparisons of the parameters over ranks, and of hooks' states with what they were."""
+"""Iterations between checks that parameters agree over ranks, and that hooks' states keep their shapes and dtypes."""
 SAVE, END, INTERRUPT = 1.0, 2.0, 3.0
-"""What a rank wants after an iteration: a checkpoint, the end of the run, its end as one to be continued."""
+"""What a rank requests after an iteration: a checkpoint, the run's end, or its interruption, to continue later."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run went.
+    """The result of a run.
 
     Attributes:
         total_steps: agent steps over all ranks.
-        best_return, last_return: the highest and the last mean return of 100 training episodes, or of all where there
+        best_return, last_return: the highest and the last mean return over 100 training episodes, or over all if there
             were fewer; NaN without an episode.
         save_location: the directory of the networks, for `load_policy`; None if nothing was saved.
-        learning_curve: the picture that rank 0 drew.
+        learning_curve: path of the picture that rank 0 drew.
     """
 
     total_steps: int
@@ -56,20 +56,20 @@ class Result:
 
 
 class Worker:
-    """A rank's share of the work. `ppo.PPO` says in which order its methods are called.
+    """A rank's share of the work. `ppo.PPO` shows the order in which its methods are called.
 
     Attributes:
         config: all keywords.
-        ranks: the collectives, and this rank's number.
+        ranks: the collective operations, and this rank's number.
         actor_critic: the networks.
         learner: trains them.
         flat: their parameters and gradients.
         total_steps, iteration: agent steps over all ranks, and iterations, so far.
         steps_per_iteration: agent steps over all ranks.
-        hook_states: what the hooks' states look like.
-        over: whether no iteration follows: `total_steps` are done, or `end` was called, or the run was interrupted.
-        interrupted: whether a signal or `max_seconds` ends the run before its time, so that it should be continued.
-        reports: the last 100 episodes and where the time goes.
+        hook_states: shapes and dtypes of the hooks' states.
+        over: whether no iteration follows: `total_steps` are done, `end` was called, or the run was interrupted.
+        interrupted: whether a signal or `max_seconds` ends the run early, so that it should be continued.
+        reports: the last 100 episodes, and how the time is spent.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Worker:
         self._begin()
 
     def _prepare_rollouts(self) -> None:
-        """Make what stepping the environments needs."""
+        """Build what is needed to step the environments."""
         config, n = self.config, self.config.environments_per_rank
         spaces = self.environments.observation_space, self.environments.action_space
         self.storage = Storage(config.rollout_length_per_worker, n, *spaces)
@@ -121,13 +121,13 @@ class Worker:
         self.reward_normalizer = RewardNormalizer(n, config.gamma)
 
     def _begin(self) -> None:
-        """Begin the run, or go on from its checkpoint. Collective: call on all ranks."""
+        """Begin the run, or continue from its checkpoint. Collective: call on all ranks."""
         config, ranks, together = self.config, self.ranks, builders.checked_together
         self.learner.broadcast_parameters()
         for hook in config.hooks:
             hook.on_start(self)
         self.hook_states = together(ranks, lambda: health.checked_states(config.hooks))
-        # Networks were built from equal random numbers; from here on each rank draws its own.
+        # Networks were built from equal random numbers. From here on, each rank draws its own.
         seed_torch(config.seed, self.first_global_index)
         if not (config.resume == "auto" and self.checkpoints.restore(self)):
             self.checkpoints.begin_anew()
@@ -138,9 +138,9 @@ class Worker:
             self.reports.tell(f"nothing is left to train: total_steps={config.total_steps:,} are done")
 
     def rollout(self) -> Rollout:
-        """Step the N environments T times by the current policy; return it with values and log-probabilities.
+        """Collect T steps of the N environments with the current policy; return them with values and log-probabilities.
 
-        Reward moments are updated here; those of observations at the iteration's end, so that all of it sees the same.
+        Reward moments are updated here; observation moments at the iteration's end, to stay fixed during it.
         Collective: call on all ranks.
 
         Raises:
@@ -180,7 +180,7 @@ class Worker:
 
     @property
     def coefficients(self) -> dict[str, Tensor]:
-        """Name -> 0-d tensor, what loss functions read; hooks may `fill_` them between iterations."""
+        """Name -> 0-d tensor, for loss functions to read; hooks may `fill_` them between iterations."""
         return self.learner.coefficients
 
     def standardize(self, advantages: Tensor) -> Tensor:
@@ -203,13 +203,13 @@ class Worker:
         means = self.learner.bring_together()
         self.iteration += 1
         if config.normalize_observations:
-            seen = rollout.observations.flatten(0, 1).cpu().numpy()  # as a callback or a hook has left them
+            seen = rollout.observations.flatten(0, 1).cpu().numpy()  # with changes by callbacks and hooks
             self.observation_moments.update(seen, self.ranks)
             self.actor_critic.set_observation_moments(self.observation_moments.mean, self.observation_moments.std)
-        # Of what networks note in buffers, as running means do, each rank has its own: from here on it is rank 0's.
+        # Each rank has its own network buffers, such as running means. From here on, all have rank 0's.
         self.learner.broadcast_buffers()
         before = self.total_steps - self.steps_per_iteration
-        evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times count it
+        evaluation = self.evaluations.columns(before, self.total_steps)  # first: the row's times include it
         row = {**self._row(rollout, means), **evaluation}
         self.learner.anneal(self.total_steps)
         for hook in config.hooks:
@@ -226,15 +226,15 @@ class Worker:
             health.check_in_step(self)
             health.check_states_kept(self)
         if to_save:
-            self.reports.sync()  # first: a checkpoint that outlives a power failure must find its rows
+            self.reports.sync()  # first: a checkpoint that survives a power failure must have its rows
             self.checkpoints.save(self)
 
     def end(self) -> None:
-        """End the run after this iteration, on all ranks: for hooks, on any rank. Started again, it would go on."""
+        """End the run on all ranks after this iteration, from any rank's hook; `resume="auto"` would continue it."""
         self._wanted = END
 
     def _agree_on_the_end(self) -> bool:
-        """Set `over` and `interrupted` alike on all ranks, and return whether it is time for a checkpoint."""
+        """Set `over` and `interrupted` equally on all ranks, and return whether to write a checkpoint."""
         due = SAVE if self.ranks.is_root and self.checkpoints.due else 0.0
         wanted = self.ranks.max(INTERRUPT if self.interruption.requested else max(self._wanted, due))
         done = self.total_steps >= self.config.total_steps
@@ -255,7 +255,7 @@ class Worker:
             self.reports.saved_return = earned
 
     def _row(self, rollout: Rollout, means: dict[str, float]) -> dict[str, float]:
-        """Return the iteration's row of the logs, equal on all ranks; `means` are those of losses and statistics."""
+        """Return the log row, equal on all ranks but for `fps` and `seconds`; `means` are of losses and statistics."""
         row = {
             "total_steps": self.total_steps,
             "iteration": self.iteration,
@@ -273,7 +273,7 @@ class Worker:
         return row
 
     def result(self) -> Result:
-        """Close what the run opened, and return how it went. Collective: call on all ranks."""
+        """Finish hooks and reports, and return the run's result. Collective: call on all ranks."""
         for hook in self.config.hooks:
             hook.on_end(self)
         curve = self.reports.finish(self.config.save_location)

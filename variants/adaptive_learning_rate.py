@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PPO with a learning rate that follows the KL, after Rudin et al. (2022), arxiv.org/abs/2109.11978."""
+"""PPO with a learning rate adapted to the KL, after Rudin et al. (2022), arxiv.org/abs/2109.11978."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from ppo_mpi_base.worker import Result, Worker
 
 
 class AdaptiveLearningRate(Hooks):
-    """Divides the policy's rate by 1.5 where the KL is above twice the target, multiplies it below half of it."""
+    """Divides the policy's learning rate by 1.5 if the KL is above twice the target, multiplies it if below half."""
 
     def __init__(self, target: float = 0.01, lowest: float = 1e-5, highest: float = 1e-2) -> None:
         self.target, self.lowest, self.highest = target, lowest, highest
 
     def on_start(self, worker: Worker) -> None:
-        """Begin with `pi_lr`, and keep the rate here, since `anneal_lr` sets the worker's anew."""
+        """Start from `pi_lr`, and keep the rate here, since `anneal_lr` overwrites the worker's."""
         self.began_with = torch.tensor(worker.config.pi_lr, dtype=torch.float64)
         self.rate = self.began_with.clone()
 
@@ -28,7 +28,7 @@ class AdaptiveLearningRate(Hooks):
         """Compare the last epoch's KL, which is equal on all ranks, with the target."""
         if "kl" not in statistics:  # nothing was learned in this iteration
             return
-        if self.began_with.item() != worker.config.pi_lr:  # resumed with another one, which counts from then on
+        if self.began_with.item() != worker.config.pi_lr:  # resumed with another `pi_lr`, which counts from then on
             self.began_with.fill_(worker.config.pi_lr)
             self.rate.fill_(worker.config.pi_lr)
         rate = self.rate.item()
@@ -45,7 +45,7 @@ class AdaptiveLearningRate(Hooks):
 
 
 def adaptive_ppo(target: float = 0.01, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
-    """Train as `PPO(**keywords)` does, with the adaptive learning rate; `pi_lr` is where it starts."""
+    """Train like `PPO(**keywords)`, but with the adaptive learning rate, which starts at `pi_lr`."""
     return PPO(hooks=[AdaptiveLearningRate(target), *hooks], **keywords)
 
 

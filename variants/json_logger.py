@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A logger of one's own: each row of a run's numbers as a line of JSON."""
+"""A custom logger: each row of a run's numbers as a line of JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class JsonLogger(Hooks):
         self.path = Path(path)
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Write a row, on rank 0; what is not known yet is null, for JSON has no NaN."""
+        """Write a row, on rank 0; values that are not known yet are null, since JSON has no NaN."""
         if worker.ranks.is_root:
             row = {name: float(value) if math.isfinite(value) else None for name, value in statistics.items()}
             with self.path.open("a") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PPO with an adaptive KL penalty, no clipping: Schulman et al. (2017), arxiv.org/abs/1707.06347, section 4."""
+"""PPO with an adaptive KL penalty instead of clipping: Schulman et al. (2017), arxiv.org/abs/1707.06347, section 4."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.worker import Result, Worker
 
 LOWEST, HIGHEST = 1e-6, 1e6
-"""Limits of beta: from 0 it could not be doubled, and infinity times a KL of 0 is no number."""
+"""Limits of beta: doubling 0 would have no effect, and infinity times a KL of 0 is NaN."""
 
 
 def kl_penalty_losses(
     actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return equation 8's losses: the surrogate minus beta KL(pi_old | pi), negated, and the value's squared error."""
+    """Return the losses of equation 8: minus (surrogate - beta KL(pi_old | pi)), and the squared error of the value."""
     policy, values = actor_critic.policy_and_value(batch.observations)
     log_probs = policy.log_prob(batch.actions)
     kl = approximate_kl(log_probs, batch.log_probs)
@@ -31,7 +31,7 @@ def kl_penalty_losses(
 
 
 class AdaptBeta(Hooks):
-    """Doubles beta where the last epoch's KL is above 1.5 times the target, and halves it below the target / 1.5."""
+    """Doubles beta if the last epoch's KL is above 1.5 times the target, and halves it if below the target / 1.5."""
 
     def __init__(self, target: float) -> None:
         self.target = target
@@ -49,7 +49,7 @@ class AdaptBeta(Hooks):
 
 
 def kl_penalty_ppo(target: float = 0.01, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
-    """Train as `PPO(**keywords)` does, by the penalized objective."""
+    """Train like `PPO(**keywords)`, but with the penalized objective."""
     adapted = [AdaptBeta(target), *hooks]
     return PPO(loss_fn=kl_penalty_losses, loss_coefficients={"beta": 1.0}, hooks=adapted, **keywords)
 

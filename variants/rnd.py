@@ -20,13 +20,13 @@ from ppo_mpi_base.worker import Result, Worker
 
 
 class RandomNetworkDistillation(Hooks):
-    """Adds how badly a trained network predicts a fixed random one on the next observation, in standard deviations."""
+    """Rewards the predictor's error on a fixed random network at the next observation, in standard deviations."""
 
     def __init__(self, coefficient: float = 0.5, learning_rate: float = 1e-3, features: int = 16) -> None:
         self.coefficient, self.learning_rate, self.features = coefficient, learning_rate, features
 
     def on_start(self, worker: Worker) -> None:
-        """Build both networks, equal on all ranks, because all of them drew the same random numbers so far."""
+        """Build both networks, equal on all ranks because all have drawn the same random numbers so far."""
         space = worker.environments.observation_space
         self.is_discrete = isinstance(space, gymnasium.spaces.Discrete)
         shape = (observation_dim(space),) if self.is_discrete else space.shape or ()
@@ -36,7 +36,7 @@ class RandomNetworkDistillation(Hooks):
         self.observations, self.errors = RunningMoments(shape), RunningMoments()
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
-        """Reward novelty, then make what was seen less novel by one step of the predictor on it."""
+        """Reward novelty, then train the predictor by one step on the observations, which makes them less novel."""
         seen = rollout.next_observations.flatten(0, 1)
         if self.is_discrete:
             seen = worker.actor_critic.preprocess(seen)  # one-hot
@@ -59,18 +59,18 @@ class RandomNetworkDistillation(Hooks):
         self.optimizer.step({"predictor": self.learning_rate})
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Log the bonus, which no return counts."""
+        """Log the bonus, which no logged return includes."""
         statistics["bonus"] = float(self.bonus[0])
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return all that a resumed run needs; the target is drawn from the seed again."""
+        """Return all that a resumed run needs; the target is drawn again from the seed."""
         parts = {"adam": self.optimizer.state(), "seen": self.observations.state(), "errors": self.errors.state()}
         named = {f"{part}/{name}": x for part, tensors in parts.items() for name, x in tensors.items()}
         return {"predictor": self.flat.data, **named}
 
 
 def rnd_ppo(coefficient: float = 0.5, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
-    """Train as `PPO(**keywords)` does, with the bonus times `coefficient` added to the rewards."""
+    """Train like `PPO(**keywords)`, but with the bonus times `coefficient` added to the rewards."""
     return PPO(hooks=[RandomNetworkDistillation(coefficient), *hooks], **keywords)
 
 

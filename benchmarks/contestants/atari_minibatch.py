@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a minibatch of 256 frames costs in one thread: `python -m benchmarks.contestants.atari_minibatch`.
+"""Measure what a minibatch of 256 frames costs in one thread: `python -m benchmarks.contestants.atari_minibatch`.
 
-In each variant: the Nature network for policy and value with torch's own first layer or by space-to-depth, eager or
-compiled, in float32 or bfloat16; gradient and statistics, in milliseconds of processor time. And, by precision, what
-its floating-point operations would take at the speed of a product of two matrices of 1,024 x 1,024.
+Prints the milliseconds of CPU time for gradient and statistics in each variant: the Nature network for policy and
+value, with torch's own first layer or space-to-depth, eager or compiled, in float32 or bfloat16. Also, by precision,
+how long its floating-point operations would take at the speed of a product of two 1,024 x 1,024 matrices.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def network(first_layer: str) -> SharedTrunk:
 
 
 def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, calls: int) -> float:
-    """Return how long one of the variants takes."""
+    """Return how long one variant takes."""
     images, random = Box(0, 255, (4, 84, 84), np.uint8), np.random.default_rng(0)
     actor_critic = ActorCritic(network(first_layer), None, images, Discrete(ACTIONS), precision=precision)  # type: ignore[arg-type]
     objective = Objective(actor_critic, ppo_losses, [])
@@ -56,7 +56,7 @@ def milliseconds(first_layer: str, compiled: str, precision: str, samples: int, 
 
 
 def median_milliseconds(call: Callable[[], object], calls: int) -> float:
-    """Return the median processor time over calls, after three that warm up."""
+    """Return the median CPU time over calls, after three warm-up calls."""
     taken = []
     for _ in range(3 + calls):
         started = time.process_time()
@@ -66,8 +66,8 @@ def median_milliseconds(call: Callable[[], object], calls: int) -> float:
 
 
 def operations(samples: int) -> float:
-    """Return how many operations the layers take forward and backward, but for the gradient of the images."""
-    # Outputs x inputs of each layer, as often as it is applied to one image.
+    """Return the number of operations of the layers, forward and backward, except the gradient of the images."""
+    # Outputs x inputs of each layer, times how often it is applied to one image.
     first, *others = (20**2 * 32 * 256, 9**2 * 64 * 512, 7**2 * 64 * 576, 512 * 3136, (ACTIONS + 1) * 512)
     return samples * 2.0 * (2 * first + 3 * sum(others))
 

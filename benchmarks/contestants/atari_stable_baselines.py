@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Stable-Baselines3 on Pong: its own wrappers and Nature network, 8 games of 128 steps, minibatches of 256, 4 epochs.
 
-It computes with a thread on each core, as two ranks of ours do together.
+It computes with one thread per core, like two of our ranks together.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The limit: processes that only step 8 environments each, and learn nothing."""
+"""The upper limit: processes that only step 8 environments each, and learn nothing."""
 
 import argparse
 import json
@@ -15,13 +15,13 @@ ENVIRONMENTS = 8
 
 
 def step(seed: int, seconds: float, together: Barrier) -> float:
-    """Return the steps per second of one process, by actions that were drawn beforehand."""
+    """Return the steps per second of one process, with actions drawn beforehand."""
     mujoco.set_mju_user_warning(lambda message: None)
     environments = SyncVectorEnv([lambda: gymnasium.make("HalfCheetah-v5")] * ENVIRONMENTS)
     environments.reset(seed=seed)
     environments.action_space.seed(seed)
     actions = [environments.action_space.sample() for _ in range(256)]
-    for action in actions:  # warms up
+    for action in actions:  # warm-up
         environments.step(action)
     together.wait()
     steps, started = 0, time.perf_counter()

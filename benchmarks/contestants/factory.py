@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sample Factory by its own command line: 16 environments, minibatches of 1,024, 2 epochs, by its defaults."""
+"""Sample Factory from its own command line: 16 environments; minibatches of 1,024 and 2 epochs, its defaults."""
 
 import argparse
 import json
@@ -21,17 +21,17 @@ FAILURE = re.compile(r"\w+Error: ")
 
 
 def measure(lines: Iterable[str], seconds: float, clock: Iterable[float]) -> float:
-    """Return steps per second between its reports, from the first one after the warm-up on.
+    """Return steps per second between Sample Factory's reports, from the first one after the warm-up on.
 
     Args:
         lines: what Sample Factory prints.
         seconds: how long to measure.
-        clock: the time at which each line came.
+        clock: the time at which each line arrived.
     """
     first: tuple[float, int] | None = None
     begun: float | None = None
     for line, now in zip(lines, clock, strict=False):
-        if FAILURE.match(line):  # it would wait for ever
+        if FAILURE.match(line):  # it would wait forever
             raise SystemExit(f"Sample Factory failed: {line.strip()}")
         if not (found := FRAMES.search(line)) or (frames := int(found[1])) == 0:
             continue

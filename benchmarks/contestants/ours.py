@@ -53,17 +53,17 @@ mujoco.set_mju_user_warning(lambda message: None)
 
 
 class Stopwatch(Hooks):
-    """Measure whole iterations for some seconds after the warm-up, then end the run."""
+    """Measures whole iterations for `seconds` seconds after the warm-up, then ends the run."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.rows: list[dict[str, float]] = []
 
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Start the clock once all is compiled; stop training once the time is over."""
+        """Start the clock once everything is compiled; end training once the time is over."""
         if worker.iteration == WARM_ITERATIONS:
             self.message_seconds = seconds_per_message(worker, worker.ranks)
-            worker.reports.times_row(worker.total_steps)  # the next row must not count the messages
+            worker.reports.times_row(worker.total_steps)  # the next row must not count these messages
             self.first_step, self.started = worker.total_steps, time.perf_counter()
         elif worker.iteration > WARM_ITERATIONS:
             self.rows.append(statistics)
@@ -73,12 +73,12 @@ class Stopwatch(Hooks):
                 worker.end()
 
     def mean(self, name: str) -> float:
-        """Return the mean of a row's figure over the measured iterations."""
+        """Return the mean of a statistic over the measured iterations."""
         return float(np.mean([row[name] for row in self.rows]))
 
 
 def seconds_per_message(worker: Worker, ranks: Communicator) -> float:
-    """Return what one Allreduce costs ranks that need not wait for each other. Collective: call on all these ranks."""
+    """Return the cost of one Allreduce if ranks need not wait for each other. Collective: call on all these ranks."""
     message = np.zeros(worker.flat.message.numel(), np.float32)
     taken = []
     for _ in range(MESSAGES):
@@ -93,7 +93,7 @@ def env_fn() -> gymnasium.Env:
 
 
 def keywords(setting: Setting, directory: str, compiled: bool = True, divide: bool = True) -> dict[str, object]:
-    """Return the keywords of `PPO`: the presets' normalization, which no peer does here, among them."""
+    """Return the keywords of `PPO`, including the presets' normalization, which no peer does here."""
     return {
         **presets.mujoco(RANKS),
         "total_steps": 1e9,
@@ -125,7 +125,7 @@ if __name__ == "__main__":
         chosen = keywords(setting, directory, not arguments.eager, not arguments.undivided)
         PPO(**chosen, hooks=[stopwatch])  # type: ignore[arg-type]
     if world().is_root:
-        messages = stopwatch.mean("time_communication")  # the wait for the slower rank is in time_waiting
+        messages = stopwatch.mean("time_communication")  # waiting for the slower rank is in time_waiting
         figures = {
             "steps_per_second": stopwatch.steps_per_second,
             "message_us": 1e6 * stopwatch.message_seconds,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the pieces of an iteration cost; `mpiexec -n 2 python -m benchmarks.contestants.pieces`, by cost_model.py."""
+"""What the pieces of an iteration cost, for cost_model.py: `mpiexec -n 2 python -m benchmarks.contestants.pieces`."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ ITERATIONS = 20
 
 
 def microseconds(piece: Callable[[], object], seconds: float) -> float:
-    """Return the median time of a call, after ten calls that warm it up."""
+    """Return the median time of a call, after ten warm-up calls."""
     for _ in range(10):
         piece()
     taken, end = [], time.perf_counter() + seconds
@@ -36,7 +36,7 @@ def microseconds(piece: Callable[[], object], seconds: float) -> float:
 
 
 def pieces(worker: Worker, seconds: float) -> dict[str, float]:
-    """Return what a rank's pieces cost in microseconds, each called in a loop of its own."""
+    """Return what a rank's pieces cost in microseconds, each called in its own loop."""
     config = worker.config
     rollout = worker.rollout()
     rollout.advantages, rollout.returns = gae(rollout, config.gamma, config.lam)
@@ -62,7 +62,7 @@ def pieces(worker: Worker, seconds: float) -> dict[str, float]:
         "minibatch": microseconds(lambda: gradient(worker.learner, update), seconds),
         "shuffle": microseconds(lambda: next(epochs), seconds) / samples,  # per sample
         "message": 1e6 * seconds_per_message(worker, worker.learner.division.team),
-        "optimizer": microseconds(lambda: worker.learner.step(reduced), seconds),  # last: it spoils the networks
+        "optimizer": microseconds(lambda: worker.learner.step(reduced), seconds),  # last, because it ruins the networks
         "message_bytes": worker.flat.message.numel() * worker.flat.message.element_size(),
         "parameters": worker.flat.data.numel(),
     }

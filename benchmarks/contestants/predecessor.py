@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The predecessor's design: one environment a rank, and losses, Allreduce and Adam a tensor at a time.
+"""The predecessor's design: one environment per rank, and losses, Allreduce and Adam one tensor at a time.
 
-`mpiexec -n 2 python -m benchmarks.contestants.predecessor`: 2,048 samples an iteration, updates of 64, 10 epochs.
+`mpiexec -n 2 python -m benchmarks.contestants.predecessor`: 2,048 samples per iteration, updates of 64, 10 epochs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
 
 
 class Policy(nn.Module):
-    """A Gaussian policy with its own standard deviations."""
+    """A Gaussian policy with state-independent standard deviations."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Policy(nn.Module):
 
 
 def step(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradient over ranks, one message a tensor, and move the parameters."""
+    """Average the gradient over ranks, one message per tensor, and update the parameters."""
     optimizer.zero_grad()
     loss.backward()
     for parameter in module.parameters():
@@ -98,7 +98,7 @@ class Trainer:
         return advantages
 
     def update(self) -> None:
-        """Make all epochs of updates, policy and value apart."""
+        """Run all epochs of updates, policy and value separately."""
         estimates = self.advantages()
         returns = torch.as_tensor(estimates + self.values[:-1])
         sums = np.array([LENGTH, estimates.sum(), np.square(estimates).sum()], np.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The clock of contestants that learn an iteration at a call; it needs nothing but Python, in whichever environment."""
+"""The clock of contestants that learn one iteration per call; it needs only Python, to run in any environment."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def measure(learn: Callable[[], object], steps: int, warm: int, seconds: float) -> None:
-    """Call `learn`, which makes so many steps, first to warm up and then for some seconds; print steps per second."""
+    """Call `learn`, of `steps` steps, first to warm up and then for `seconds` seconds; print steps per second."""
     for _ in range(warm):
         learn()
     iterations, started = 0, time.perf_counter()

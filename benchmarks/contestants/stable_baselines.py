@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stable-Baselines3, or SBX with the same interface: 2,048 steps an iteration, minibatches of 64, 10 epochs."""
+"""Stable-Baselines3, or SBX with the same interface: 2,048 steps per iteration, minibatches of 64, 10 epochs."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ arguments = parser.parse_args()
 
 DummyVecEnv = importlib.import_module("stable_baselines3.common.vec_env").DummyVecEnv
 environments = DummyVecEnv([lambda: gymnasium.make("HalfCheetah-v5")] * arguments.environments)
-# Both make two separate networks of 64x64 tanh units by default.
+# By default, both use two separate networks of 64x64 tanh units.
 model = importlib.import_module(arguments.library).PPO(
     "MlpPolicy",
     environments,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Stable-Baselines3 with its defaults and normalization, trained on a MuJoCo task: what it has learned, and when.
+"""Stable-Baselines3 with its defaults and normalization, trained on a MuJoCo task: its returns over time.
 
-Eight environments of 256 steps instead of one of 2,048: the same number of samples, and the faster one.
+Eight environments of 256 steps instead of one of 2,048: the same number of samples, but faster.
 """
 
 import argparse
@@ -34,5 +34,5 @@ with open(arguments.path, "w", newline="") as file:
     writer.writerow(["total_steps", "episode_return", "seconds"])
     while model.num_timesteps < arguments.steps:
         model.learn(ENVIRONMENTS * LENGTH, reset_num_timesteps=False)
-        if episodes := [episode["r"] for episode in model.ep_info_buffer]:  # the last 100, of raw rewards
+        if episodes := [episode["r"] for episode in model.ep_info_buffer]:  # the last 100, with raw rewards
             writer.writerow([model.num_timesteps, statistics.fmean(episodes), time.perf_counter() - started])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Train CartPole: `python examples/classic_control/train.py`, or on 4 ranks by `mpiexec -n 4` before it."""
+"""Train CartPole: `python examples/classic_control/train.py`, or on 4 ranks with `mpiexec -n 4` in front."""
 
 import argparse
 

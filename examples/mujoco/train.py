@@ -11,10 +11,10 @@ from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.ppo import PPO
 
-# MuJoCo 4 warns of an attribute in Gymnasium's own models, once for each environment.
+# MuJoCo 4 warns about an attribute in Gymnasium's own models, once per environment.
 mujoco.set_mju_user_warning(lambda message: None if "settotalmass" in message else print(message))
 
-SETTINGS = {"fast": (presets.mujoco, 64), "paper": (presets.mujoco_paper, 128)}  # with the width of the networks
+SETTINGS = {"fast": (presets.mujoco, 64), "paper": (presets.mujoco_paper, 128)}  # preset, and width of the networks
 
 
 def env_fn(env_id: str) -> gymnasium.Env:
