@@ -389,33 +389,46 @@ def test_nan_leaves_the_last_good_checkpoint(tmp_path):
     assert not watch.states
 
 
+class FullDisk(Hooks):
+    """Fills the disk when the checkpoint of an iteration asks for this hook's state, before the writing.
+
+    The process may then write files up to `limit` bytes: a write fails half done, as on a full disk. There is room
+    again after the next rollout, or at the end.
+    """
+
+    def __init__(self, at: int, limit: int = 4000) -> None:
+        self.at, self.limit = at, limit
+        self.soft, self.hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_start(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def state(self) -> dict[str, Tensor]:
+        if self.worker.iteration == self.at:
+            if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
+                logger._tensorboard.flush()  # lest its thread writes in this moment
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.hard))
+        return {}
+
+    def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.soft, self.hard))
+
+    def on_end(self, worker: Worker) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.soft, self.hard))
+
+
 @pytest.mark.parametrize("limit", [0, 4000])
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit):
-    """A process that may write files up to `limit` bytes: a write fails half done, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class Full(Hooks):
-        """Fills the disk when the checkpoint of iteration `HALF` asks for this hook's state, before the writing."""
-
+    class Full(FullDisk):
         left: list[str]
 
-        def on_start(self, worker: Worker) -> None:
-            self.worker = worker
-
-        def state(self) -> dict[str, Tensor]:
-            if self.worker.iteration == HALF:
-                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
-                    logger._tensorboard.flush()  # lest its thread writes in this moment
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            return {}
-
         def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
+            super().on_rollout(worker, rollout)
             if worker.iteration == HALF:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
                 self.left = sorted(path.name for path in (tmp_path / "saved" / "checkpoints").iterdir())
                 self.found = worker.checkpoints.newest()
 
-    full = Full()
+    full = Full(HALF, limit)
     train(tmp_path, hooks=[full], quiet=False)
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "checkpoint" in line]
@@ -433,28 +446,13 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit)
     ],
 )
 def test_a_stopped_run_whose_last_checkpoint_failed_says_what_is_left(tmp_path, capsys, at, outlook):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class FullAndStopped(Hooks):
-        def on_start(self, worker: Worker) -> None:
-            self.worker = worker
-
+    class FullAndStopped(FullDisk):
         def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
             if worker.iteration == at:
                 signal.raise_signal(signal.SIGTERM)
 
-        def state(self) -> dict[str, Tensor]:
-            if self.worker.iteration == at:
-                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
-                    logger._tensorboard.flush()  # lest its thread writes in this moment
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-            return {}
-
-        def on_end(self, worker: Worker) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
     with pytest.raises(SystemExit) as left:
-        train(tmp_path, hooks=[FullAndStopped()], quiet=False)
+        train(tmp_path, hooks=[FullAndStopped(at)], quiet=False)
     assert left.value.code == REQUEUE
     lines = capsys.readouterr().out.splitlines()
     assert f"checkpoint at {at * STEPS} steps failed (File too large)" in lines
@@ -462,24 +460,8 @@ def test_a_stopped_run_whose_last_checkpoint_failed_says_what_is_left(tmp_path, 
 
 
 def test_a_run_whose_end_could_not_be_written_does_not_end_well(tmp_path, capsys):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class FullAtTheEnd(Hooks):
-        def on_start(self, worker: Worker) -> None:
-            self.worker = worker
-
-        def state(self) -> dict[str, Tensor]:
-            if self.worker.iteration == WHOLE:
-                if (logger := self.worker.reports.logger) is not None and logger._tensorboard is not None:
-                    logger._tensorboard.flush()  # lest its thread writes in this moment
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-            return {}
-
-        def on_end(self, worker: Worker) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
     with pytest.raises(SystemExit) as left:
-        train(tmp_path, hooks=[FullAtTheEnd()], quiet=False)
+        train(tmp_path, hooks=[FullDisk(WHOLE)], quiet=False)
     assert left.value.code == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f'the end of the run is not on the disk; resume="auto" continues from {(WHOLE - 1) * STEPS}'
