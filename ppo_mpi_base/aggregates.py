@@ -69,7 +69,7 @@ def probability_of_improvement(a: Scores, b: Scores) -> Floats:
     """
     tasks_a, tasks_b = by_task(a), by_task(b)
     if len(tasks_a) != len(tasks_b):
-        raise ConfigurationError(f"a has {len(tasks_a)} tasks and b has {len(tasks_b)}: give the scores of the same")
+        raise ConfigurationError(f"a has {len(tasks_a)} tasks and b has {len(tasks_b)}: give scores of the same tasks")
     pairs = [(x[..., :, None], y[..., None, :]) for x, y in zip(tasks_a, tasks_b, strict=True)]
     return np.mean([((x > y) + 0.5 * (x == y)).mean((-2, -1)) for x, y in pairs], axis=0)
 

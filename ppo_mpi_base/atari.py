@@ -130,7 +130,7 @@ def _check(env_id: str, life_loss_ends: bool, noop_max: int, max_game_steps: int
     checked("max_game_steps", max_game_steps, Count)
     spec = gymnasium.registry.get(env_id)
     if spec is None or not env_id.startswith("ALE/"):
-        raise ConfigurationError(f"env_id={env_id!r} must be a game of ale_py as ALE/<Game>-v5, such as 'ALE/Pong-v5'")
+        raise ConfigurationError(f"env_id={env_id!r} must be an ale_py game ALE/<Game>-v5, such as 'ALE/Pong-v5'")
 
 
 class FireAtStart(gymnasium.Wrapper):

@@ -195,7 +195,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
         if value_network is None and not isinstance(network, SharedTrunk):
             raise ConfigurationError(
                 "orthogonal_init=True: one network for policy and value must be a networks.SharedTrunk, whose output "
-                "layers are known; or leave it out, and initialize yours in network_fn"
+                "layers are known; otherwise leave it out and initialize the network in network_fn"
             )
         random = torch.Generator().manual_seed(int(seeds[1]))
         orthogonal_(network, 0.01, random)
@@ -211,7 +211,7 @@ def build_networks(config: Config, environments: Environments, device: torch.dev
 def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: Any, **keywords: Any) -> torch.nn.Module:
     """Build a network with the user's function, or raise `ConfigurationError` if it does not accept its arguments."""
     if isinstance(build, torch.nn.Module):
-        raise ConfigurationError(f"{name} is a network already: give a function that builds one for each run")
+        raise ConfigurationError(f"{name} is already a network: give a function that builds one for each run")
     check_takes(name, build, *["obs_dim", "act_dim"][: len(sizes)], **keywords)
     try:
         return build(*sizes, **keywords)
@@ -220,5 +220,5 @@ def _network(name: str, build: Callable[..., torch.nn.Module], *sizes: Any, **ke
             raise
         raise ConfigurationError(
             f"{name} fails for obs_dim={sizes[0]}, the sizes of the parts of a Dict space ({error!r}): "
-            "gymnasium.wrappers.FlattenObservation would make one vector of them"
+            "gymnasium.wrappers.FlattenObservation would join them into one vector"
         ) from error

@@ -95,10 +95,10 @@ class Checkpoints:
     def outlook(self) -> str:
         """Say, on rank 0, how a run that was stopped, or whose end could not be written, can continue."""
         if not self.failed:
-            return 'resume="auto" continues'
+            return 'resume="auto" continues the run'
         found = self.newest() if self.ranks.is_root else None
         if found is None:
-            return "no checkpoint was written, so there is nothing to continue"
+            return "no checkpoint was written, so there is nothing to continue from"
         return f'resume="auto" continues from {found[0]["total_steps"]:,}'
 
     def _write(self, tensors: dict[str, np.ndarray], described: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class Checkpoints:
                     raise
                 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                     raise ConfigurationError(
-                        f"resume: checkpoint {path} cannot be read ({error.strerror}), and may be whole: mend that, "
+                        f"resume: checkpoint {path} cannot be read ({error.strerror}), but may be intact: fix that, "
                         "or choose another save_location"
                     ) from error
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
@@ -194,15 +194,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return a checkpoint's facts and arrays, or raise an error that says what is wrong with it."""
     facts = json.loads(path.read_bytes())
     if not isinstance(facts, dict) or facts.pop("self", None) != _digest(facts):
-        raise ValueError("its description does not have its checksum")
+        raise ValueError("its description does not match its checksum")
     if facts["format"] != FORMAT:
         raise ConfigurationError(
-            f"resume: checkpoint {path} has format {facts['format']}, and this version reads {FORMAT}: "
+            f"resume: checkpoint {path} has format {facts['format']}, but this version reads {FORMAT}: "
             "use the version that wrote it, or another save_location"
         )
     content = path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        raise ValueError("its tensors do not have their checksum")
+        raise ValueError("its tensors do not match their checksum")
     return facts, safetensors.numpy.load(content)
 
 
@@ -239,7 +239,7 @@ def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
         shape = arrays[name].shape if name in arrays else None
         if shape != tuple(tensor.shape):
             raise ConfigurationError(
-                f"resume: the checkpoint's {name} has shape {shape}, but this run's {tuple(tensor.shape)}: "
+                f"resume: the checkpoint's {name} has shape {shape}, but this run's has {tuple(tensor.shape)}: "
                 "it belongs to another network, space, normalization or hook"
             )
     for name, tensor in state.items():
@@ -321,7 +321,7 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
     tell = worker.reports.tell
     if changed := _changed(worker, facts):
         worker.learner.anneal(worker.total_steps)
-        tell(f"{', '.join(changed)}: not as before; what is said now counts from here on")
+        tell(f"{', '.join(changed)} changed: the new values apply from here on")
     of_both = {"anneal_lr", *(["total_steps"] if worker.config.anneal_lr else [])}
     for name, keyword in (("policy", "pi_lr"), ("value", "vf_lr")):
         if not {keyword, *of_both}.intersection(changed):

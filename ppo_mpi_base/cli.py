@@ -19,7 +19,9 @@ try:
     import tyro
     from tyro.conf import Positional, arg
 except ModuleNotFoundError as missing:
-    raise SystemExit(f"ppo-mpi: {missing.name} is missing: pip install -e '.[cli]' in its clone") from missing
+    raise SystemExit(
+        f"ppo-mpi: {missing.name} is missing: pip install -e '.[cli]' in this package's clone"
+    ) from missing
 
 from ppo_mpi_base import run_file, settings, tasks
 from ppo_mpi_base.builders import checked_together
@@ -36,11 +38,11 @@ from ppo_mpi_base.runs import RETURN
 from ppo_mpi_base.saved_policy import load_actor_critic
 from ppo_mpi_base.video import record_video
 
-DESCRIPTION = """Proximal policy optimization: train, look at, compare and hand on policies.
+DESCRIPTION = """Proximal policy optimization: train, evaluate, compare and export policies.
 
 `mpiexec -n 8 ppo-mpi train ...` trains on 8 ranks."""
 Run = Annotated[Path, Positional, arg(metavar="RUN", help="A run's directory.")]
-Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Directories of runs, or of several seeds' runs.")]
+Runs = Annotated[tuple[Path, ...], arg(metavar="RUN", help="Run directories, or directories with several seeds' runs.")]
 Against = Annotated[
     tuple[Path, ...], arg(metavar="RUN", help='Runs of the other idea, after "--", which stands for this flag.')
 ]
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["compare"] and not {"--", "--against", "-h", "--help"} & set(given):
-        raise ConfigurationError("compare: two groups of runs, with -- between: ppo-mpi compare RUN_A... -- RUN_B...")
+        raise ConfigurationError(
+            "compare: give two groups of runs with -- between them: ppo-mpi compare RUN_A... -- RUN_B..."
+        )
     ranks = world()
     ended: SystemExit | None = None
     with fail_together(ranks):
@@ -126,7 +130,7 @@ def _tell_other_ranks(env_id_or_file: str, ranks: int) -> None:
     if before is not None and before != ranks:
         print(
             f"ppo-mpi: the run of {env_id_or_file} had {before} rank{'s' * (before > 1)}, this one has {ranks}; "
-            "environments and minibatches are those of each rank, so it is not the same run",
+            "environments and minibatches are set per rank, so it is not the same run",
             file=sys.stderr,
             flush=True,
         )
@@ -332,7 +336,9 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
     if env_id is not None:
         return functools.partial(tasks.environment, env_id), None
     if not (run / run_file.NAME).exists():
-        raise ConfigurationError(f"{run} has no {run_file.NAME}: name the environment by --env-id, such as CartPole-v1")
+        raise ConfigurationError(
+            f"{run} has no {run_file.NAME}: name the environment with --env-id, such as CartPole-v1"
+        )
     chosen = run_file.read(run / run_file.NAME)
     build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
     return build, chosen.get("max_ep_len")

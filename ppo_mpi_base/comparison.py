@@ -98,7 +98,7 @@ class Comparison:
 
 WIDTH = 200
 """Characters per line, enough for numbers of ten digits; the table takes no more than it needs."""
-NORMALIZED = "Normalized: 0 is the lowest start of a run on the task, 1 its highest score, unless references are given."
+NORMALIZED = "Normalized: 0 is the lowest initial return on the task, 1 its highest score, unless references are given."
 
 
 def compare(
@@ -122,15 +122,15 @@ def compare(
     tasks = [task for task in a if task in b]
     if not tasks:
         raise ConfigurationError(
-            f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: no task is of both (a run's task is what "
-            "its run.toml says, or the directory above it that is named so, such as CartPole-v1)"
+            f"b: its runs are of {_listed(b)}, those of a of {_listed(a)}: they share no task (a run's task is "
+            "named in its run.toml, or by a directory above it, such as CartPole-v1)"
         )
     if alone := sorted(set(a) ^ set(b)):
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
     if "" in tasks:
         warnings.warn(
-            "the runs do not say their task and are taken for one task's: it is known from a directory above each that "
-            "is named so, such as CartPole-v1",
+            "the runs do not name their task and are taken to be of the same one: name a directory above each after "
+            "its task, such as CartPole-v1",
             stacklevel=2,
         )
     for task in tasks:
@@ -138,7 +138,7 @@ def compare(
         if min(ends) < SHORT * max(ends):
             length = f"{min(ends):,.0f} to {max(ends):,.0f} steps"
             of = f"{task}: the" if task else "the"
-            warnings.warn(f"{of} runs are {length} long, and each counts by its last return", stacklevel=2)
+            warnings.warn(f"{of} runs are {length} long, and each is scored by its last return", stacklevel=2)
     scale = {task: reference_of(task, [*a[task], *b[task]], references) for task in tasks}
     rows = tuple(_compare_task(task, _scores(a[task]), _scores(b[task]), scale[task]) for task in tasks)
     normalized = [

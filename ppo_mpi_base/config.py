@@ -230,13 +230,13 @@ class Config:
             raise ConfigurationError("make_vec_env_fn needs use_vectorized_envs=True and num_environments")
         if self.obs_space_override is not None and self.state_processing_hook is None:
             raise ConfigurationError(
-                "obs_space_override describes what state_processing_hook returns, and that is missing"
+                "obs_space_override describes what state_processing_hook returns, but that hook is missing"
             )
         for name, arguments in TAKES.items():
             if (function := getattr(self, name)) is not None:
                 check_takes(name, function, *arguments)
         if self.resume == "auto" and self.save_location is None:
-            raise ConfigurationError('resume="auto" needs save_location, the directory in which checkpoints are')
+            raise ConfigurationError('resume="auto" needs save_location, the directory of the checkpoints')
         if self.delay_training_for_steps >= self.total_steps:
             raise ConfigurationError(
                 f"delay_training_for_steps={self.delay_training_for_steps} must be below "
@@ -285,10 +285,10 @@ class Config:
 def _check_device(device: str | torch.device | None) -> None:
     """Raise `ConfigurationError` if torch does not know a device, or it is not available."""
     if not isinstance(device, str | torch.device | None):
-        raise ConfigurationError(f'device={device!r} must be a word or a torch.device, such as "cpu" or "cuda:1"')
+        raise ConfigurationError(f'device={device!r} must be a string or a torch.device, such as "cpu" or "cuda:1"')
     if (default := torch.get_default_device()).type != "cpu":
         raise ConfigurationError(
-            f"torch.set_default_device({str(default)!r}) would scatter tensors that belong into the host's memory: "
+            f"torch.set_default_device({str(default)!r}) would scatter tensors that belong in host memory: "
             f"leave it out, and give device={str(default)!r}"
         )
     try:
@@ -322,7 +322,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         raise ConfigurationError(f"{name}={value!r} must be a dict of keywords")
     if origin is Callable and not callable(value):
         such = ", such as lambda: gymnasium.make('CartPole-v1')" if name == "env_fn" else ""
-        raise ConfigurationError(f"{name}={value!r} must be a function{such}, but cannot be called")
+        raise ConfigurationError(f"{name}={value!r} must be a function{such}, but is not callable")
     if hint is str and not isinstance(value, str | os.PathLike):
         raise ConfigurationError(f"{name}={value!r} must be the path of a directory")
     if name == "hooks":

@@ -175,7 +175,7 @@ def choose_division(
             found = origins()
             why = _why_indivisible(losses, found)
         except Exception as error:  # from the user's losses, which may not work under a tracer
-            why = f"the losses cannot be followed: {error}"
+            why = f"the losses cannot be traced: {error}"
     if ranks.min(float(why is None)) == 1:
         return Divided(ranks, found)
     if wanted is True:
@@ -191,13 +191,13 @@ def _alike(flat: FlatParameters) -> bool:
 def _why_not(config: Config, ranks: Communicator, networks: ActorCritic, flat: FlatParameters) -> str | None:
     """Return why the networks cannot be divided, apart from reasons that lie in the losses; None: they can."""
     if ranks.size % 2 == 1:
-        return "their number is odd"
+        return "the number of ranks is odd"
     if sum(part.stop > part.start for part in flat.slices.values()) < 2:
-        return "there is only one that is trained"
+        return "only one of them is trained"
     if config.train_pi_epochs != config.train_v_epochs or config.target_kl > 0:
-        return "the policy's updates and the value's may end apart"
+        return "the policy's updates and the value's may end at different points"
     if networks.network_buffers():
-        return "they have buffers, which change with the samples of a rank"
+        return "they have buffers, which change with a rank's samples"
     return None
 
 
@@ -205,7 +205,7 @@ def _why_indivisible(losses: Sequence[str], origins: Mapping[str, frozenset[str]
     """Return why losses and statistics, given their origins, cannot be divided among the ranks; None: they can."""
     of_both = [name for name, networks in origins.items() if len(networks) > 1]
     if of_both:
-        return f"{', '.join(of_both)} is made of both"
+        return f"computed from both: {', '.join(of_both)}"
     if len(frozenset[str]().union(*(origins[f"{name}_loss"] for name in losses))) < len(NETWORKS):
-        return "no loss is made of one of them"
+        return "one of them has no loss"
     return None

@@ -271,13 +271,13 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space, source: 
     if not isinstance(observation_space, Box | Discrete):
         raise ConfigurationError(
             f"{source}: the observation space {observation_space} must be a Box, a Discrete or a Dict of these; "
-            "gymnasium.wrappers.FlattenObservation makes a Box of others"
+            "gymnasium.wrappers.FlattenObservation turns others into a Box"
         )
     if not isinstance(action_space, Box | Discrete):
         raise ConfigurationError(f"env_fn: the action space {action_space} must be a Box or a Discrete")
     if isinstance(action_space, Box) and action_space.dtype.kind != "f":
         raise ConfigurationError(
-            f"env_fn: the action space {action_space} is of {action_space.dtype}, but sampled actions are fractions: "
+            f"env_fn: the action space {action_space} has dtype {action_space.dtype}, but sampled actions are floats: "
             "let a wrapper round them, with a Box of floats as its action_space, or use Discrete"
         )
 
@@ -287,8 +287,10 @@ def _check_alike(environments: Sequence[gym.Env], first_global_index: int) -> No
     seen: dict[int, int] = {}
     for g, environment in enumerate(environments, first_global_index):
         if (twin := seen.setdefault(id(environment.unwrapped), g)) != g:
-            raise ConfigurationError(f"env_fn: environments {twin} and {g} are one object; env_fn must build a new one")
+            raise ConfigurationError(
+                f"env_fn: environments {twin} and {g} are the same object; env_fn must build a new one"
+            )
         for name in ("observation_space", "action_space"):
             space, first = getattr(environment, name), getattr(environments[0], name)
             if space != first:
-                raise ConfigurationError(f"env_fn: the {name} of environment {g} is {space}, of the first {first}")
+                raise ConfigurationError(f"env_fn: the {name} of environment {g} is {space}, but the first has {first}")

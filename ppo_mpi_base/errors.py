@@ -43,6 +43,6 @@ def check_takes(name: str, function: Callable[..., Any], *arguments: Any, **keyw
         inspect.signature(function).bind(*arguments, **keywords)
     except TypeError as error:
         takes = ", ".join([*arguments, *(f"{key}=..." for key in keywords)])
-        raise ConfigurationError(f"{name} must accept the arguments ({takes}), and does not: {error}") from error
+        raise ConfigurationError(f"{name} must accept the arguments ({takes}), but does not: {error}") from error
     except ValueError:  # a builtin function without a signature
         pass

@@ -250,8 +250,8 @@ def check_environments(
         second.close()
     if first.unwrapped is second.unwrapped:
         raise ConfigurationError(
-            "evaluate_every: env_fn returns one object each time, so evaluations would disturb the training's "
-            "environment; env_fn must build a new one"
+            "evaluate_every: env_fn returns the same object each time, so evaluations would disturb the "
+            "training environment; env_fn must build a new one"
         )
 
 

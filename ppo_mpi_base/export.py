@@ -59,7 +59,7 @@ def export_policy(
             every B, or an exported function acts differently (nothing is written then); or the files cannot be written.
     """
     if not formats or not set(formats) <= set(SUFFIXES):
-        raise ConfigurationError(f"formats={tuple(formats)!r} must be some of {', '.join(map(repr, SUFFIXES))}")
+        raise ConfigurationError(f"formats={tuple(formats)!r} must be one or more of {', '.join(map(repr, SUFFIXES))}")
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     actor_critic = saved.actor_critic.eval().requires_grad_(False)
     actor_critic.precision = "float32"  # other programs may lack bfloat16
@@ -134,7 +134,7 @@ def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Actions | None]
         assert model is not None
         content = model.model_proto.SerializeToString()
     except Exception as error:  # of many classes, most of them the exporter's private ones
-        raise ConfigurationError(f"network_fn: this network has no form in ONNX: {_line(error)}") from error
+        raise ConfigurationError(f"network_fn: this network cannot be expressed in ONNX: {_line(error)}") from error
     try:
         import onnxruntime
     except ImportError:
@@ -166,7 +166,7 @@ def _check(name: str, exported: Actions, actor_critic: ActorCritic) -> None:
         try:
             found = exported(observations)
         except Exception as error:  # from whichever runtime
-            raise ConfigurationError(f"formats: what was exported to {name!r} fails: {_line(error)}") from error
+            raise ConfigurationError(f"formats: the policy exported to {name!r} fails: {_line(error)}") from error
         same = found.shape == wanted.shape and found.dtype == wanted.dtype
         if same and isinstance(distribution, Categorical):
             # If two actions are equally probable up to rounding, either is right.
@@ -174,7 +174,7 @@ def _check(name: str, exported: Actions, actor_critic: ActorCritic) -> None:
             logits = distribution.logits
             found, wanted = logits.gather(-1, (found - start).unsqueeze(-1)), logits.max(-1, keepdim=True).values
         if not same or not torch.allclose(found, wanted, TOLERANCE, TOLERANCE, equal_nan=True):
-            raise ConfigurationError(f"formats: what was exported to {name!r} acts differently from the policy")
+            raise ConfigurationError(f"formats: the policy exported to {name!r} acts differently from the original")
 
 
 def _observations(actor_critic: ActorCritic, batch: int) -> Tensor:

@@ -128,7 +128,7 @@ def meet(about: About) -> None:
     if MPI is not None and not _all_are(about):
         raise ConfigurationError(
             f"{_CALLS[about]} is called on rank {MPI.COMM_WORLD.rank}, but another rank ends, or calls something else: "
-            "call it on all ranks, so not under `if rank == 0`"
+            "call it on all ranks, not under `if rank == 0`"
         )
 
 

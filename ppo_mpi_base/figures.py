@@ -139,7 +139,7 @@ def plain_text(label: str) -> str:
 def draw_note(figure: Figure, text: str, normalized: bool, references: References | None) -> None:
     """Write below the panels what they show, so that the picture can stand alone."""
     if normalized and references is None:
-        text += " Normalized: 0 is the lowest start of a run, 1 the highest score, by task."
+        text += " Normalized by task: 0 is the lowest initial return, 1 the highest score."
     elif normalized:
         text += " Normalized: 0 and 1 are the given reference scores."
     wide = int(figure.get_figwidth() * 17)  # letters

@@ -67,7 +67,7 @@ class Objective(nn.Module):
         if self.known and list(statistics) != self.known:
             raise ConfigurationError(
                 f"losses and statistics were {', '.join(self.known)} at first, and are {', '.join(statistics)} now: "
-                "loss_fn and on_losses must always return the same ones; multiply by 0 a loss that is not to count"
+                "loss_fn and on_losses must always return the same ones; multiply by 0 a loss that should not count"
             )
         own = [loss for name, loss in losses.items() if name not in idle and f"{name}_loss" not in self.others]
         nothing = torch.zeros_like(own[0])
@@ -92,9 +92,9 @@ def checked_names(
             if missing in coefficients or missing in batch.extras:
                 raise
             raise ConfigurationError(
-                f"loss_fn reads {missing!r}, which is not there: coefficients are {', '.join(coefficients)}, and "
-                f"PPO(loss_coefficients={{{missing!r}: ...}}) would add it; extras are {extras}, what hooks and "
-                "advantage_fn add to rollout.extras"
+                f"loss_fn reads {missing!r}, which is missing: coefficients are {', '.join(coefficients)}, and "
+                f"PPO(loss_coefficients={{{missing!r}: ...}}) would add it; extras, which hooks and advantage_fn "
+                f"add to rollout.extras, are {extras}"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, dict) for x in returned)):
             raise ConfigurationError(
@@ -132,7 +132,7 @@ def origins_of_terms(objective: Objective, batch: Batch, coefficients: dict[str,
         with Origins(actor_critic.parameter_slices()) as origins:
             losses, statistics = objective.terms(batch, coefficients)
         if not _trained_by(losses.values()) <= set(actor_critic.parameters()):
-            raise ConfigurationError("they train parameters that are neither network's")
+            raise ConfigurationError("they train parameters that belong to neither network")
         return {name: origins.of(value) for name, value in statistics.items()}
 
 

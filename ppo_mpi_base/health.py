@@ -28,6 +28,11 @@ States = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 def states(hooks: Sequence[Hooks]) -> States:
     """Return the names, shapes and dtypes of hooks' states now."""
+    for hook in hooks:
+        if not callable(hook.state):
+            raise ConfigurationError(
+                f"{type(hook).__name__}.state is a method of Hooks: give the attribute another name"
+            )
     named = {f"{type(hook).__name__}.state: {name!r}": x for hook in hooks for name, x in hook.state().items()}
     return {name: (tuple(x.shape), x.dtype) for name, x in named.items()}
 
@@ -47,9 +52,9 @@ def checked_states(hooks: Sequence[Hooks]) -> States:
             if not isinstance(x, Tensor):
                 raise ConfigurationError(f"{of} must be a tensor, not {type(x).__name__}")
             if x.dtype == torch.bfloat16 or x.dtype.is_complex:
-                raise ConfigurationError(f"{of} must be of a dtype that NumPy and safetensors have, not {x.dtype}")
+                raise ConfigurationError(f"{of} must be of a dtype that NumPy and safetensors support, not {x.dtype}")
             if x.numel() and x.data_ptr() != hook.state()[name].data_ptr():
-                raise ConfigurationError(f"{of} is another tensor in each call: a resumed run could not fill it")
+                raise ConfigurationError(f"{of} is a different tensor in each call: a resumed run could not fill it")
     return states(hooks)
 
 
@@ -61,7 +66,7 @@ def check_states_kept(worker: Worker) -> None:
         if first != found:
             raise ConfigurationError(
                 f"{name} was {_shown(first)} at the start and is {_shown(found)} in iteration {worker.iteration}: it "
-                "must stay as it is, or a resumed run could not fill it"
+                "must not change, or a resumed run could not fill it"
             )
 
 
@@ -103,25 +108,26 @@ def check_rates_and_coefficients(learner: Learner) -> None:
         ("coefficients", learner.config.coefficients, learner.coefficients),
     ):
         if missing := sorted(wanted.keys() - there.keys()):
-            raise ConfigurationError(f"worker.{text}[{missing[0]!r}] is missing: a hook must leave it there")
+            raise ConfigurationError(f"worker.{text}[{missing[0]!r}] is missing: a hook must not remove it")
     for name, rate in rates.items():
         if name not in learner.epochs or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < math.inf:
             raise ConfigurationError(
-                f"worker.learning_rates[{name!r}]={rate!r}: there are 'policy' and 'value', numbers at least 0"
+                f"worker.learning_rates[{name!r}]={rate!r}: the names are 'policy' and 'value', the values "
+                "numbers of at least 0"
             )
     known = learner.config.coefficients
     coefficients: dict[str, Any] = dict(learner.coefficients)
     for name, coefficient in coefficients.items():
         if not isinstance(coefficient, Tensor) or coefficient.shape != ():
             raise ConfigurationError(
-                f"worker.coefficients[{name!r}]={coefficient!r} must stay a tensor (): change it in place, as by "
+                f"worker.coefficients[{name!r}]={coefficient!r} must stay a 0-d tensor: change it in place, as with "
                 f"worker.coefficients[{name!r}].fill_(0.1)"
             )
         number = float(coefficient)
         if name not in known or not math.isfinite(number) or (name in COEFFICIENTS and number < 0):
             raise ConfigurationError(
-                f"worker.coefficients[{name!r}]={number:g}: there are {', '.join(known)}, finite numbers, and PPO's "
-                "own at least 0; loss_coefficients brings others"
+                f"worker.coefficients[{name!r}]={number:g}: the names are {', '.join(known)}; values must be finite, "
+                "PPO's own at least 0; loss_coefficients adds others"
             )
 
 
@@ -170,8 +176,8 @@ def check_attached(worker: Worker) -> None:
     """Raise `ConfigurationError` if parameters or gradients have left the flat tensors, and so would not be trained."""
     if not worker.flat.attached():
         raise ConfigurationError(
-            "a hook or callback has cut parameters or gradients from the flat tensors that are trained: never call "
-            "zero_grad() or load_state_dict(assign=True) on the networks, or give a parameter another data or grad"
+            "a hook or callback has separated parameters or gradients from the flat tensors that are trained: never "
+            "call zero_grad() or load_state_dict(assign=True) on the networks, or replace a parameter's data or grad"
         )
 
 

@@ -32,7 +32,7 @@ class Hooks:
                 check_takes(f"{cls.__name__}.{name}", value, *inspect.signature(getattr(Hooks, name)).parameters)
             elif name not in MOMENTS and (name.lower().startswith("on_") or _plain(name) in map(_plain, MOMENTS)):
                 known, meant = ", ".join(MOMENTS), did_you_mean(name, MOMENTS)
-                raise ConfigurationError(f"{cls.__name__}.{name} would never run: there are {known}{meant}")
+                raise ConfigurationError(f"{cls.__name__}.{name} would never run: the hook methods are {known}{meant}")
 
     def on_start(self, worker: Worker) -> None:
         """Run once, after networks and environments are built and before the first rollout: build what you need."""

@@ -77,5 +77,7 @@ class Interruption:
             self._timer.start()
 
     def _give_up(self) -> None:
-        last_words(f"no end within {self._deadline:g} s of the signal: ending now, at the last checkpoint if any\n")
+        last_words(
+            f"not finished within {self._deadline:g} s of the signal: ending now, at the last checkpoint if any\n"
+        )
         os._exit(REQUEUE)

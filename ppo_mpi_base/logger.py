@@ -207,8 +207,8 @@ def _read_up_to(path: Path, total_steps: int) -> tuple[list[str], list[dict[str,
         return columns, [row for row in rows if float(row["total_steps"]) <= total_steps]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"log_directory={str(path.parent)!r} has a {path.name} that no run wrote, so none can be continued there: "
-            "choose another directory, or move that file away"
+            f"log_directory={str(path.parent)!r} has a {path.name} that no run wrote, so no run can be continued "
+            "there: choose another directory, or move that file away"
         ) from error
 
 

@@ -51,8 +51,8 @@ def load_mpi() -> ModuleType | None:
         if variable.startswith("SLURM"):
             starter = f"srun --mpi=... (srun --mpi=list; MPICH knows pmi2), {starter}"
         raise ConfigurationError(
-            f"{several} each is alone in its own library, {library} {'.'.join(map(str, version))}: start them by "
-            f"{starter}, or unset {variable} for separate runs"
+            f"{several} each finds itself alone in its MPI library, {library} {'.'.join(map(str, version))}: start "
+            f"them with {starter}, or unset {variable} for separate runs"
         )
     if MPI.COMM_WORLD.size == 1:
         return None

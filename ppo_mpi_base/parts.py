@@ -82,7 +82,7 @@ def _leaves(parts: Dict, above: Path) -> Iterator[tuple[Path, Box | Discrete]]:
     """Yield the parts that are not dicts, in order, each with its path, or raise `ConfigurationError`."""
     if not parts.spaces:
         raise ConfigurationError(
-            f"the observation space{f' of {_named(above)}' if above else ''} is Dict(), without a part"
+            f"the observation space{f' of {_named(above)}' if above else ''} is Dict(), which has no parts"
         )
     for name, part in parts.spaces.items():
         path = (*above, name)
@@ -92,7 +92,7 @@ def _leaves(parts: Dict, above: Path) -> Iterator[tuple[Path, Box | Discrete]]:
             yield path, part
         else:
             raise ConfigurationError(
-                f"the part {_named(path)} of the observation space is {part}, and must be a Box, a Discrete or a Dict"
+                f"the part {_named(path)} of the observation space is {part}, but must be a Box, a Discrete or a Dict"
             )
 
 
@@ -108,10 +108,12 @@ def _found(space: gymnasium.Space, observation: Any, path: Path) -> Any:
     for k, name in enumerate(path):
         assert isinstance(space, Dict)
         if not isinstance(observation, Mapping):
-            raise TrainingError(f"{_told(path[:k])} is no dict, but {type(observation).__name__}; its space is {space}")
+            raise TrainingError(
+                f"{_told(path[:k])} is not a dict, but {type(observation).__name__}; its space is {space}"
+            )
         if name not in observation:
             there = ", ".join(map(repr, observation))
-            raise TrainingError(f"{_told(path[:k])} has the parts {there}, and lacks {name!r}")
+            raise TrainingError(f"{_told(path[:k])} has the parts {there}, but lacks {name!r}")
         space, observation = space[name], observation[name]
     return observation
 

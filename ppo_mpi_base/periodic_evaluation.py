@@ -70,7 +70,7 @@ class PeriodicEvaluation:
                 progress=self._abandon_if_pressing,
             )
         except _Abandoned:
-            self._tell(f"evaluation at {total_steps:,} steps left out: there is no time before the end")
+            self._tell(f"evaluation at {total_steps:,} steps skipped: no time is left before the end")
             return {}
         self._tell(f"evaluation at {total_steps:,} steps: {evaluation}")
         return {"evaluation_return": evaluation.mean, "evaluation_length": evaluation.mean_length}

@@ -46,7 +46,7 @@ WRITTEN = (".png", ".svg")
 RETURNS = {RETURN: "Episode return", "evaluation_return": "Evaluation return"}
 """Axis labels of columns of returns; any other column is labelled with its name."""
 OF_RETURNS = "Means of the last 100 training episodes. "
-LINES = "Lines: means over seeds, 95% bootstrap intervals (few seeds: too narrow), to the end of the shortest run."
+LINES = "Lines: means over seeds, 95% bootstrap intervals (too narrow for few seeds), to the end of the shortest run."
 
 
 def learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -179,7 +179,9 @@ def compare_runs(
     runs_a, runs_b = read_groups([a, b])
     paths_a, paths_b = ({run.path.resolve() for runs in group.values() for run in runs} for group in (runs_a, runs_b))
     if both := paths_a & paths_b:
-        raise ConfigurationError(f"runs: {min(both)} is in both groups ({len(both)} runs are): name what differs")
+        raise ConfigurationError(
+            f"runs: {min(both)} is in both groups ({len(both)} runs are): put each in one group only"
+        )
     comparison = compare(runs_a, runs_b, (name_a, name_b), references)
     path = without_ending(output, WRITTEN)
     panels = len(comparison.tasks) + 1
@@ -197,8 +199,8 @@ def compare_runs(
         seeds = [[len(task.scores_a) for task in comparison.tasks], [len(task.scores_b) for task in comparison.tasks]]
         draw_legend(figure, comparison.labels, seeds, joined=False)
         note = (
-            "Large: means, 95% bootstrap intervals (few seeds: too narrow). Small: seeds, the mean of the last 100 "
-            "training episodes of each."
+            "Large: means, 95% bootstrap intervals (too narrow for few seeds). Small: single seeds, the mean of "
+            "the last 100 training episodes of each."
         )
         draw_note(figure, note, True, references)
         save_png_and_svg(figure, path)
@@ -213,7 +215,7 @@ def _labels(groups: Sequence[Group], labels: Sequence[str] | None) -> list[str]:
         raise ConfigurationError(f"groups={groups!r} must be a list of paths, such as ['runs/a', 'runs/b']")
     if labels is not None:
         if isinstance(labels, str) or len(labels) != len(groups):
-            raise ConfigurationError(f"labels={labels!r} must be {len(groups)}: one for each group of runs")
+            raise ConfigurationError(f"labels={labels!r} must be {len(groups)} labels, one for each group of runs")
         return list(labels)
     paths = [[group] if isinstance(group, str | os.PathLike) else group for group in groups]
     names = [", ".join(dict.fromkeys(Path(path).resolve().name for path in group)) for group in paths]
@@ -250,7 +252,7 @@ def _on_grid(runs: Sequence[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     grid, values = on_common_grid([_positions(run, axis) for run in runs], [run.values for run in runs], POINTS)
     if not len(grid):
         paths = ", ".join(str(run.path) for run in runs)
-        warnings.warn(f"no curve is drawn: no stretch of {axis} is covered by all of {paths}", stacklevel=2)
+        warnings.warn(f"no curve is drawn: no range of {axis} is covered by all of {paths}", stacklevel=2)
     return grid, values
 
 

@@ -151,7 +151,7 @@ _NORMALIZED: dict[str, Any] = {
 def _shared_out(ranks: int, *, environments: int, length: int, minibatch: int) -> dict[str, Any]:
     """Return one rank's share of environments, steps of each, and minibatch, which are given for all ranks together."""
     if not isinstance(ranks, int) or ranks < 1:
-        raise ConfigurationError(f"presets: ranks={ranks!r} must be a whole number of at least 1, as world().size is")
+        raise ConfigurationError(f"presets: ranks={ranks!r} must be a whole number of at least 1, such as world().size")
     own = max(1, environments // ranks)
     own_length = max(1, environments * length // (own * ranks))
     samples = own * own_length

@@ -160,7 +160,7 @@ def checked_estimates(advantage_fn: Callable[..., Any]) -> Callable[..., tuple[T
     def estimate(rollout: Rollout, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
         returned = advantage_fn(rollout, gamma, lam)
         shape = tuple(rollout.rewards.shape)
-        wanted = f"advantage_fn must return (advantages, value targets), each a floating tensor (T, N) = {shape}"
+        wanted = f"advantage_fn must return (advantages, value targets), each a floating-point tensor (T, N) = {shape}"
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             found = f"{len(returned)} things" if isinstance(returned, tuple | list) else type(returned).__name__
             raise ConfigurationError(f"{wanted}, not {found}")
@@ -203,7 +203,7 @@ def intercept(rollout: Rollout, callback: Callable[[list[Step]], list[Step]]) ->
             if len(changed) != len(steps):
                 raise ConfigurationError(
                     f"rollout_interception_callback returned {len(changed)} steps for {len(steps)}: "
-                    "it must keep their number"
+                    "it must not change their number"
                 )
             for column, values in zip(columns, zip(*changed, strict=True), strict=True):
                 column[start:end, i] = torch.as_tensor(np.stack(values), dtype=column.dtype, device=column.device)

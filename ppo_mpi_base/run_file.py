@@ -66,7 +66,7 @@ class KeepRunFile(Hooks):
 def document(settings: dict[str, Any], ranks: int, before: Sequence[dict[str, Any]] = ()) -> str:
     """Return the text of a run's file: settings, facts of this process, and those of the processes before it."""
     written = {name: NONE if value is None else _without_none(value) for name, value in settings.items()}
-    header = "# `ppo-mpi train` with this file in place of ENV_ID starts the same run again, on as many ranks.\n"
+    header = "# `ppo-mpi train` with this file as ENV_ID starts the same run again, on the same number of ranks.\n"
     told = {**facts(ranks), **({"before": list(before)} if before else {})}
     return header + tomli_w.dumps({**written, FACTS: told})
 
@@ -135,4 +135,4 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no TOML: {error}") from error
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error

@@ -105,13 +105,13 @@ def read_group(group: Group, column: str = RETURN) -> dict[str, list[Run]]:
     paths = find_runs(group)
     runs = [run for path in paths if (run := read_run(path, column)) is not None]
     if not runs:
-        raise ConfigurationError(f"runs={str(paths[0])!r}: {_empty(column)}, in none of {len(paths)} runs")
+        raise ConfigurationError(f"runs={str(paths[0])!r}: {_empty(column)} in any of {len(paths)} runs")
     by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
     for task, found in by_task.items():
         if different := different_keywords([run.path for run in found]):
             warnings.warn(
                 f"{len(found)} runs {f'of {task} ' if task else ''}count as seeds of one setting, but differ in "
-                f"{', '.join(different)}: name each setting's runs by a path of their own",
+                f"{', '.join(different)}: give each setting's runs as a path of their own",
                 stacklevel=2,
             )
     return by_task
@@ -165,7 +165,7 @@ def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequ
     except (OSError, KeyError, TypeError, ValueError) as error:
         wanted = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
         raise ConfigurationError(
-            f"{argument}={str(path)!r} is no progress.csv with numbers under {wanted} ({error!r})"
+            f"{argument}={str(path)!r} is not a progress.csv with numbers under {wanted} ({error!r})"
         ) from error
     return np.where(np.isfinite(table), table, np.nan)
 

@@ -164,7 +164,7 @@ def _built(
         except Exception as error:  # whatever the user's function raises
             raise ConfigurationError(
                 f"load_policy: network_fn{(*sizes,)} fails with policy_kwargs={policy_kwargs!r} ({error!r}): give "
-                "those of the training"
+                "those used in training"
             ) from error
     if network is None:
         raise ConfigurationError(
@@ -222,7 +222,7 @@ def _read(directory: Path, which: str) -> tuple[dict[str, Any], dict[str, torch.
         raise ConfigurationError(f"load_policy: {path}.json or .safetensors is damaged: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
-        raise ConfigurationError(f"load_policy: {path}.json has format {found!r}, and this version reads {FORMAT}")
+        raise ConfigurationError(f"load_policy: {path}.json has format {found!r}, but this version reads {FORMAT}")
     return {**description, **when}, tensors
 
 
@@ -247,7 +247,7 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
         own = {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), **own}
     if not isinstance(space, Box):
-        raise ConfigurationError(f"the space {space} cannot be saved, only Box, Discrete and Dict can")
+        raise ConfigurationError(f"the space {space} cannot be saved; only Box, Discrete and Dict can")
     bounds = {"low": space.low, "high": space.high}
     # JSON has no infinity; as text, all numbers are kept exactly.
     return {

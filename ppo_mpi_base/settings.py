@@ -25,7 +25,7 @@ OWN: dict[str, tuple[Any, Any, str]] = {
     "hidden": (
         tuple[int, ...],
         (64, 64),
-        "Units of each hidden layer of the policy's and the value's tanh network; not for games.",
+        "Units of each hidden layer of the policy and value networks, which use tanh; not for games.",
     ),
     "directory": (str | None, None, "Where run.toml, logs/ and saved_model/ go. None: runs/ENV_ID/seed<SEED>."),
 }
@@ -55,7 +55,7 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
     usual |= {name: item.default for name, item in _keywords().items()}
     if unknown := given.keys() - usual.keys() - {"env_id"}:
         raise ConfigurationError(
-            f"{env_id_or_file}: unknown setting {min(unknown)!r}; `ppo-mpi train --help` lists all, with _ for -"
+            f"{env_id_or_file}: unknown setting {min(unknown)!r}; `ppo-mpi train --help` lists all; write _ for -"
         )
     of_environment = given.get("env_kwargs") if env_kwargs is None else env_kwargs
     checked("env_kwargs", of_environment, dict[str, Any] | None)
@@ -71,7 +71,7 @@ def check_own(chosen: dict[str, Any]) -> None:
     if not isinstance(directory, str | None):
         raise ConfigurationError(f"directory={directory!r} must be the path of a directory")
     if directory == run_file.NONE:
-        raise ConfigurationError(f"directory={directory!r} stands for None in run.toml: './none' is a directory")
+        raise ConfigurationError(f"directory={directory!r} stands for None in run.toml: use './none' instead")
 
 
 def flags(defaults: dict[str, Any]) -> type:
@@ -166,7 +166,7 @@ def env_kwargs_of(words: list[str]) -> dict[str, Any] | None:
 def _table(words: list[str]) -> dict[str, Any]:
     table = json.loads(words[0])
     if not isinstance(table, dict):
-        raise ValueError(f"{words[0]} is no JSON object")
+        raise ValueError(f"{words[0]} is not a JSON object")
     return table
 
 

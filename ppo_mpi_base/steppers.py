@@ -199,7 +199,7 @@ class Vector:
         try:
             observations, infos = self.vector.reset(seed=seeds)
         except gym.error.Error as error:
-            raise self._unfit(f"reset(seed=...) takes no sequence of seeds: {error}") from error
+            raise self._unfit(f"reset(seed=...) does not accept a sequence of seeds: {error}") from error
         for i in range(n):
             out[i] = self.fit(i, _at(observations, i))
         return set(np.flatnonzero(infos.get("reports_episodes", ())).tolist())
@@ -297,7 +297,8 @@ def _autoreset_mode(vector: VectorEnv) -> AutoresetMode:
         mode = AutoresetMode(named)
     except ValueError as error:
         raise ConfigurationError(
-            f"make_vec_env_fn: metadata['autoreset_mode'] of {vector} is {named!r}, no gymnasium.vector.AutoresetMode"
+            f"make_vec_env_fn: metadata['autoreset_mode'] of {vector} is {named!r}, not an AutoresetMode of "
+            "gymnasium.vector"
         ) from error
     if mode is AutoresetMode.NEXT_STEP and isinstance(base, AsyncVectorEnv) and not base.shared_memory:
         # There, Gymnasium (still in 1.4) does not cancel a pending reset, and the next action would be lost.

@@ -44,13 +44,15 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         finally:
             worker.reports.close()
     if worker.interrupted and config.save_location is None:
-        worker.reports.tell(f"stopped at {worker.total_steps:,} steps; save_location=None has kept nothing to continue")
+        worker.reports.tell(
+            f"stopped at {worker.total_steps:,} steps; save_location=None saved nothing to continue from"
+        )
         raise SystemExit(1)
     if worker.interrupted:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; {worker.checkpoints.outlook()}")
         raise SystemExit(REQUEUE)
     if worker.checkpoints.failed:
-        worker.reports.tell_failure(f"the end of the run is not on the disk; {worker.checkpoints.outlook()}")
+        worker.reports.tell_failure(f"the end of the run was not saved; {worker.checkpoints.outlook()}")
         raise SystemExit(1)
 
 

@@ -135,7 +135,7 @@ def _build(env_fn: Callable[..., gymnasium.Env], env_kwargs: Mapping[str, Any]) 
     environment = env_fn(**{**env_kwargs, "render_mode": "rgb_array"})
     if environment.render_mode != "rgb_array":
         environment.close()
-        raise ConfigurationError(f"env_fn built an environment of render_mode={environment.render_mode!r}: {remedy}")
+        raise ConfigurationError(f"env_fn built an environment with render_mode={environment.render_mode!r}: {remedy}")
     if headless and hasattr(environment.unwrapped, "mujoco_renderer"):
         choose_mujoco_backend()
     return WholeGames(environment)
@@ -193,10 +193,10 @@ def _action(policy: Callable[[Any], np.ndarray], observation: Any, space: gymnas
     except (RuntimeError, ConfigurationError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(
-            f"env_fn: the policy was saved for other observations than {np.shape(observation)}: {reason}"
+            f"env_fn: the policy was saved for observations other than {np.shape(observation)}: {reason}"
         ) from error
     if np.shape(action) != space.shape:
-        raise ConfigurationError(f"env_fn: the policy was saved for other actions than {space}")
+        raise ConfigurationError(f"env_fn: the policy was saved for actions other than {space}")
     return action
 
 

@@ -108,9 +108,9 @@ class Watch:
             who = " and ".join(f"rank {rank}" for rank in missing) or "a rank on another host"
             if astray.any():
                 others = ", ".join(sorted({COLLECTIVES[int(k)] for k in notes[astray, NAME]}))
-                who += f" (in {others}, as where a hook calls a collective on some ranks only)"
+                who += f" (in {others}, as when a hook calls a collective on some ranks only)"
             last_words(
-                f"TrainingError: {who} did not come to the collective {name}, in which rank {self._ranks[self._own]} "
+                f"TrainingError: {who} did not reach the collective {name}, in which rank {self._ranks[self._own]} "
                 f"has waited for {seconds:.0f} s, more than stall_seconds={self._limit:g}: ending all ranks\n"
             )
             time.sleep(MESSAGE_TIME / 4)  # for the launcher to read it

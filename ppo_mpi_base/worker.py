@@ -135,7 +135,7 @@ class Worker:
         together(ranks, lambda: self.reports.open(self.total_steps or None))
         self.over = self.total_steps >= config.total_steps
         if self.over:
-            self.reports.tell(f"nothing is left to train: total_steps={config.total_steps:,} are done")
+            self.reports.tell(f"nothing is left to train: total_steps={config.total_steps:,} is already reached")
 
     def rollout(self) -> Rollout:
         """Collect T steps of the N environments with the current policy; return them with values and log-probabilities.
@@ -224,7 +224,8 @@ class Worker:
         self.storage.start_next()
         if self.iteration % COMPARE_EVERY == 0 or self.over:
             health.check_in_step(self)
-            health.check_states_kept(self)
+            if config.save_location is not None:
+                health.check_states_kept(self)
         if to_save:
             self.reports.sync()  # first: a checkpoint that survives a power failure must have its rows
             self.checkpoints.save(self)

@@ -441,7 +441,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, capsys, limit)
 @pytest.mark.parametrize(
     "at, outlook",
     [
-        (1, "no checkpoint was written, so there is nothing to continue"),
+        (1, "no checkpoint was written, so there is nothing to continue from"),
         (HALF, f'resume="auto" continues from {(HALF - 1) * STEPS}'),
     ],
 )
@@ -464,7 +464,7 @@ def test_a_run_whose_end_could_not_be_written_does_not_end_well(tmp_path, capsys
         train(tmp_path, hooks=[FullDisk(WHOLE)], quiet=False)
     assert left.value.code == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f'the end of the run is not on the disk; resume="auto" continues from {(WHOLE - 1) * STEPS}'
+    assert last == f'the end of the run was not saved; resume="auto" continues from {(WHOLE - 1) * STEPS}'
     assert train(tmp_path).total_steps == WHOLE * STEPS
 
 
@@ -624,7 +624,7 @@ def test_rates_and_coefficients_that_are_asked_for_anew_count(tmp_path, capsys):
     train(tmp_path, pi_lr=1e-3, anneal_lr=False, anneal_clip_ratio=False, target_kl=0.0)
     changed = {"pi_lr": 5e-5, "anneal_lr": False, "anneal_clip_ratio": False, "entropy_coef": 0.125, "target_kl": 0.0}
     train(tmp_path, total_steps=2 * WHOLE * STEPS, value_clip_ratio=0.5, quiet=False, **changed)
-    assert "pi_lr, entropy_coef, value_clip_ratio: not as before" in capsys.readouterr().out
+    assert "pi_lr, entropy_coef, value_clip_ratio changed: the new values apply" in capsys.readouterr().out
     assert rates(tmp_path) == [1e-3] * WHOLE + [5e-5] * WHOLE
     now = coefficients(tmp_path)
     assert (now["entropy_coef"], now["value_clip_ratio"], now["clip_ratio"]) == (0.125, 0.5, pytest.approx(0.2))

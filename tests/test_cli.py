@@ -75,7 +75,7 @@ def test_without_tyro_one_line_says_what_to_install() -> None:
     hidden = "import sys; sys.modules['tyro'] = None; import ppo_mpi_base.cli"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "ppo-mpi: tyro is missing: pip install -e '.[cli]' in its clone\n"
+    assert done.stderr == "ppo-mpi: tyro is missing: pip install -e '.[cli]' in this package's clone\n"
 
 
 def test_a_wrong_value_leaves_a_former_runs_file_alone(trained: Path) -> None:
@@ -309,7 +309,7 @@ def test_an_output_that_is_no_file_is_told_before_the_work(tmp_path: Path, outpu
 
 
 def test_a_directory_named_as_toml_writes_none_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="^directory='none' stands for None in run.toml: './none' is"):
+    with pytest.raises(ConfigurationError, match="^directory='none' stands for None in run.toml: use './none'"):
         cli.main(["train", "CartPole-v1", *TINY, "--directory", "none"])
 
 

@@ -269,14 +269,14 @@ def test_hooks_are_a_list_of_hooks() -> None:
 
 def test_functions_that_take_something_else_are_told() -> None:
     told = error_of(loss_fn=lambda actor_critic, batch: ({}, {}))
-    assert told.startswith("loss_fn must accept the arguments (actor_critic, batch, coefficients), and does not: ")
+    assert told.startswith("loss_fn must accept the arguments (actor_critic, batch, coefficients), but does not: ")
     for name, accepted in {
         "advantage_fn": "rollout, gamma, lam",
         "state_processing_hook": "observation",
         "rollout_interception_callback": "steps",
     }.items():
         text = error_of(**{name: lambda: None})
-        assert text.startswith(f"{name} must accept the arguments ({accepted}), and does not"), text
+        assert text.startswith(f"{name} must accept the arguments ({accepted}), but does not"), text
     assert error_of(external_update_callback=lambda worker: 0.0).startswith(
         "external_update_callback must accept the arguments ()"
     )

@@ -299,7 +299,7 @@ class TestVectorEnvironments:
 
     def test_that_take_one_seed_only(self):
         vector = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
-        with pytest.raises(ConfigurationError, match="CartPole.* takes no sequence of seeds.*use SyncVectorEnv"):
+        with pytest.raises(ConfigurationError, match="does not accept a sequence of seeds.*use SyncVectorEnv"):
             rank(vector).reset(np.zeros((2, 4), np.float32))
 
     def test_that_reset_more_than_they_should(self):
@@ -512,7 +512,7 @@ class TestSpaces:
 
     def test_no_environment_twice(self):
         environment = gym.make("CartPole-v1")
-        with pytest.raises(ConfigurationError, match="environments 4 and 5 are one object"):
+        with pytest.raises(ConfigurationError, match="environments 4 and 5 are the same object"):
             rank([environment, gym.Wrapper(environment)], first_global_index=4)
 
 

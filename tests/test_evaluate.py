@@ -538,7 +538,7 @@ ONE = Drawing()
     [
         ({"evaluate_every": 0}, "evaluate_every=0 must be a whole number of at least 1"),
         ({"evaluate_episodes": 0}, "evaluate_episodes=0 must be"),
-        ({"env_fn": lambda: ONE, "evaluate_every": 16}, "evaluate_every: env_fn returns one object"),
+        ({"env_fn": lambda: ONE, "evaluate_every": 16}, "evaluate_every: env_fn returns the same object"),
         (
             {
                 "env_fn": partial(FaultyEnv, "nan", 3, horizon=4),
@@ -586,5 +586,5 @@ def test_a_signal_in_an_evaluation_ends_the_run_in_time(
     assert ended.value.code == REQUEUE and time.monotonic() - started < 3.5
     assert [row["total_steps"] for row in rows(tmp_path)] == [16, 32], "the iteration is there"
     assert ("evaluation_return" in rows(tmp_path)[-1]) == finished
-    assert ("evaluation at 32 steps left out" in capsys.readouterr().out) != finished
+    assert ("evaluation at 32 steps skipped" in capsys.readouterr().out) != finished
     assert max((tmp_path / "saved" / "checkpoints").glob("*.json")).stem.endswith("32")

@@ -157,7 +157,7 @@ def test_losses_that_train_parameters_of_the_users_own_are_not_divided() -> None
         return {**losses, "policy": mine.exp() * losses["policy"]}, statistics
 
     (batch,), (objective, _) = batches_of(BOX, Discrete(3), 1), parts(mlp, BOX, Discrete(3), loss_fn)
-    with pytest.raises(ConfigurationError, match="they train parameters that are neither network's"):
+    with pytest.raises(ConfigurationError, match="they train parameters that belong to neither network"):
         origins_of_terms(objective, batch, coefficients())
 
 

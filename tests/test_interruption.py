@@ -35,7 +35,7 @@ def test_a_signal_ends_the_run_after_the_iteration_with_a_checkpoint(tmp_path, c
     facts, _ = checkpoint(tmp_path)
     assert facts["total_steps"] == (HALF + 1) * ITERATION
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f'stopped at {(HALF + 1) * ITERATION} steps; resume="auto" continues'
+    assert last == f'stopped at {(HALF + 1) * ITERATION} steps; resume="auto" continues the run'
     assert [signal.getsignal(each) for each in SIGNALS] == former
 
     if number != signal.SIGTERM:

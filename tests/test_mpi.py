@@ -119,4 +119,4 @@ def test_the_launcher_of_another_mpi_stops_with_one_line(variables: dict[str, st
     name = next(iter(variables))
     assert line.startswith(f"ConfigurationError: {name}=4: ")
     of_slurm = "srun --mpi=... (srun --mpi=list; MPICH knows pmi2), " if name.startswith("SLURM") else ""
-    assert f"start them by {of_slurm}{Path(sys.executable).with_name('mpiexec')}, or unset {name}" in line
+    assert f"start them with {of_slurm}{Path(sys.executable).with_name('mpiexec')}, or unset {name}" in line

@@ -143,8 +143,8 @@ def test_sizes_by_part() -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (Dict(), r"the observation space is Dict\(\), without a part"),
-        (Dict({"in": Dict()}), r"the observation space of 'in' is Dict\(\), without a part"),
+        (Dict(), r"the observation space is Dict\(\), which has no parts"),
+        (Dict({"in": Dict()}), r"the observation space of 'in' is Dict\(\), which has no parts"),
         (Dict({"keys": MultiBinary(3)}), r"the part 'keys' of the observation space is MultiBinary\(3\)"),
         (Dict({"in": Dict({"pair": Tuple([Discrete(2)])})}), "the part 'in.pair' of the observation space"),
     ],
@@ -161,13 +161,13 @@ WRONG = [
         "'image' of an observation is of dtype int64, with 289 in it; .*uint8",
     ),
     ({"image": np.full((2, 3, 3), 0.5)}, "'image' of an observation is of dtype float64, with 0.5 in it"),
-    ({"task": {"where": np.zeros(2)}}, "the part 'task' of an observation has the parts 'where', and lacks 'answer'"),
+    ({"task": {"where": np.zeros(2)}}, "the part 'task' of an observation has the parts 'where', but lacks 'answer'"),
     ({"task": {"where": np.zeros(2), "answer": 0}}, r"'task.answer' of an observation is 0, .* Discrete\(3, start=1\)"),
     ({"task": {"where": np.zeros(2), "answer": 4}}, "'task.answer' of an observation is 4"),
     ({"task": {"where": np.zeros(2), "answer": 1.5}}, "'task.answer' of an observation is of dtype float64, with 1.5"),
     ({"task": {"where": np.zeros(2), "answer": None}}, "'task.answer' of an observation is of dtype object"),
     ({"task": {"where": np.zeros(2), "answer": [1, 2]}}, r"'task.answer' of an observation is of shape \(2,\)"),
-    ({"task": 7}, "the part 'task' of an observation is no dict, but int"),
+    ({"task": 7}, "the part 'task' of an observation is not a dict, but int"),
 ]
 
 
@@ -376,7 +376,7 @@ def test_networks_that_cannot_take_parts_are_told(tmp_path: Path) -> None:
 def test_a_saved_policy_wants_dicts(tmp_path: Path) -> None:
     PPO(**keywords(tmp_path, total_steps=400))
     policy = load_policy(tmp_path / "saved_model", network_fn=OfParts)
-    with pytest.raises(TrainingError, match="an observation is no dict, but ndarray"):
+    with pytest.raises(TrainingError, match="an observation is not a dict, but ndarray"):
         policy(np.zeros(23))
 
 

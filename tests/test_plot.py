@@ -135,7 +135,7 @@ def test_a_file_that_is_no_progress_csv_is_named(tmp_path, text):
     path = tmp_path / "progress.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigurationError, match="^csv_path='.*progress.csv' is no progress.csv") as caught:
+    with pytest.raises(ConfigurationError, match="^csv_path='.*progress.csv' is not a progress.csv") as caught:
         learning_curve(path, tmp_path / "curve.png")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*curve*"))
@@ -262,7 +262,7 @@ def test_a_column_that_is_not_there_is_named(tmp_path, groups):
     empty.write_text("total_steps,kl,episode_return\n1,nan,1\n")
     with pytest.warns(UserWarning, match="left out: kl has no number yet"), pytest.raises(ConfigurationError) as caught:
         plot_runs([empty], tmp_path / "curves", column="kl")
-    assert "kl has no number yet, in none of 1 runs" in str(caught.value)
+    assert "kl has no number yet in any of 1 runs" in str(caught.value)
 
 
 def test_runs_that_do_not_overlap_are_said(tmp_path):
@@ -270,7 +270,7 @@ def test_runs_that_do_not_overlap_are_said(tmp_path):
     (tmp_path / "later").mkdir()
     write_csv(tmp_path / "later" / "progress.csv", [2000, 3000], [2.0, 3.0])
     pair = [tmp_path / "progress.csv", tmp_path / "later" / "progress.csv"]
-    with pytest.warns(UserWarning, match="no curve is drawn: no stretch of steps is covered by all of .*later"):
+    with pytest.warns(UserWarning, match="no curve is drawn: no range of steps is covered by all of .*later"):
         svg = plot_runs([pair], tmp_path / "curves")[1].read_text()
     assert not lines(svg, "#0072b2")
 
@@ -332,14 +332,14 @@ def test_runs_of_other_lengths_are_said(tmp_path, groups):
 def test_tasks_of_one_group_only_are_said(tmp_path, groups):
     with pytest.warns(UserWarning, match="only one group has runs of it: Walker2d-v5"):
         compare_runs(groups[0], groups[1] / "Hopper-v5", tmp_path / "ab")
-    with pytest.raises(ConfigurationError, match=r"^b: .* Hopper-v5, .* Walker2d-v5: no task is of both"):
+    with pytest.raises(ConfigurationError, match=r"^b: .* Hopper-v5, .* Walker2d-v5: they share no task"):
         compare_runs(groups[0] / "Walker2d-v5", groups[1] / "Hopper-v5", tmp_path / "ab")
 
 
 def test_runs_whose_task_nobody_knows_are_said_to_be_taken_for_one(tmp_path):
     for name, returns in (("a", [1.0, 2.0]), ("b", [1.0, 3.0])):
         write_run(tmp_path / name / "progress.csv", returns)
-    with pytest.warns(UserWarning, match="do not say their task and are taken for one task's"):
+    with pytest.warns(UserWarning, match="do not name their task and are taken to be of the same one"):
         compare_runs(tmp_path / "a", tmp_path / "b", tmp_path / "ab")
 
 

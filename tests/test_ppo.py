@@ -318,7 +318,7 @@ def test_one_rank_has_no_half_for_each_network(tmp_path: Path, capsys: Any) -> N
     with working(tmp_path, divide_networks=True, quiet=False) as worker:
         trained(worker, collected(worker))
         assert worker.learner.optimizer.steps.tolist() == [1, 1]
-    assert "divide_networks: all ranks train both networks (their number is odd)" in capsys.readouterr().out
+    assert "divide_networks: all ranks train both networks (the number of ranks is odd)" in capsys.readouterr().out
 
 
 def test_training_is_delayed(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_seconds_may_be_missing_but_returns_may_not(tmp_path):
     assert np.isnan(read_run(path).seconds).all()
     path.write_text("total_steps,seconds\n1,2\n")
     names = "total_steps and episode_return"
-    with pytest.raises(ConfigurationError, match=f"^runs='.*' is no progress.csv with numbers under {names}"):
+    with pytest.raises(ConfigurationError, match=f"^runs='.*' is not a progress.csv with numbers under {names}"):
         read_run(path)
     with pytest.raises(ConfigurationError, match="with numbers under evaluation_return \\("):
         read_columns("runs", path, ("evaluation_return",))

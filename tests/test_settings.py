@@ -90,7 +90,7 @@ def test_a_file_by_hand_is_on_top_of_the_tasks_settings(tmp_path: Path) -> None:
     [
         ("lam = 0.5", "has no env_id"),
         ('env_id = "CartPole-v1"\nlamda = 0.5', "unknown setting 'lamda'"),
-        ("env_id = ", "is no TOML"),
+        ("env_id = ", "is not TOML"),
         ('env_id = "FrozenLake-v1"\nenv_kwargs = 3', "env_kwargs=3 must be a dict of keywords"),
         (
             'env_id = "FrozenLake-v1"\nenv_kwargs = {map_name = "9x9"}',

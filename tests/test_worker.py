@@ -534,7 +534,7 @@ class Turned(nn.Linear):
             },
             ["no parameter of the networks is trainable"],
         ),
-        ({"network_fn": nn.Linear(4, 2)}, ["network_fn is a network already", "builds one"]),
+        ({"network_fn": nn.Linear(4, 2)}, ["network_fn is already a network", "builds one"]),
         (
             {"network_fn": lambda o: nn.Linear(o, 2)},
             ["network_fn must accept the arguments (obs_dim, act_dim)", "too many positional arguments"],
@@ -586,16 +586,16 @@ def test_bad_input_is_one_line(tmp_path: Path, keywords: dict[str, Any], texts: 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("learning_rates", ("actor", 1e-3), r"worker.learning_rates\['actor'\]=0.001: there are 'policy' and 'value'"),
-        ("learning_rates", ("policy", "fast"), "'fast'.*numbers at least 0"),
+        ("learning_rates", ("actor", 1e-3), r"learning_rates\['actor'\]=0.001: the names are 'policy' and 'value'"),
+        ("learning_rates", ("policy", "fast"), "'fast'.*numbers of at least 0"),
         ("learning_rates", ("value", math.nan), "=nan"),
         ("row", ("sum", torch.ones(2)), r"on_iteration: statistics\['sum'\]=tensor.* must be one number"),
         ("row", ("sum", "many"), r"statistics\['sum'\]='many' must be one number"),
         ("row", ("total_steps", 1), r"statistics\['total_steps'\] must stay \d+, not 1"),
-        ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a tensor"),
+        ("coefficients", ("clip_ratio", 0.1), r"worker.coefficients\['clip_ratio'\]=0.1 must stay a 0-d tensor"),
         ("coefficients", ("clip_ratio", torch.tensor(-1.0)), "=-1: .*PPO's own at least 0"),
         ("coefficients", ("entropy_coef", torch.tensor(math.nan)), "=nan: .*finite"),
-        ("coefficients", ("ent_coef", torch.tensor(0.5)), "=0.5: there are clip_ratio, entropy_coef, value_coef, fin"),
+        ("coefficients", ("ent_coef", torch.tensor(0.5)), "=0.5: .* clip_ratio, entropy_coef, value_coef; values"),
     ],
 )
 def test_a_hook_that_sets_what_nobody_reads_is_told(tmp_path: Path, name: str, value: Any, text: str) -> None:
@@ -634,14 +634,14 @@ def test_a_hook_whose_moment_does_not_exist_is_told_with_the_nearest() -> None:
     ):
         type("Camel", (Hooks,), {"onIteration": lambda self, worker, statistics: None})
     with pytest.raises(
-        ConfigurationError, match=r"^Few.on_rollout must accept the arguments \(self, worker, rollout\), and does not"
+        ConfigurationError, match=r"^Few.on_rollout must accept the arguments \(self, worker, rollout\), but does not"
     ):
         type("Few", (Hooks,), {"on_rollout": lambda self, worker: None})
     type("Fine", (Hooks,), {"on_end": lambda self, *anything: None, "end": lambda self: None})
 
 
 def test_an_env_fn_that_takes_no_such_keyword_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^env_fn must accept the arguments \(size=\.\.\.\), and does not"):
+    with pytest.raises(ConfigurationError, match=r"^env_fn must accept the arguments \(size=\.\.\.\), but does not"):
         train(tmp_path, env_fn=lambda: ScriptedEnv(), env_kwargs={"size": 3})
 
 
@@ -771,7 +771,7 @@ def test_an_interrupted_run_that_kept_nothing_asks_for_no_requeue(tmp_path: Path
     with pytest.raises(SystemExit) as left:
         train(tmp_path, total_steps=10**9, max_seconds=0.1, save_location=None, quiet=False)
     assert left.value.code == 1
-    assert "save_location=None has kept nothing to continue" in capsys.readouterr().out
+    assert "save_location=None saved nothing to continue from" in capsys.readouterr().out
 
 
 def test_heads_of_an_unknown_kind_are_not_initialized_by_guess(tmp_path: Path) -> None:
@@ -847,7 +847,7 @@ def test_losses_are_looked_at_as_they_are_in_training(tmp_path: Path) -> None:
         ({"x": 3}, "Mine.state: 'x' must be a tensor, not int"),
         ({"x": torch.zeros(2, dtype=torch.bfloat16)}, "Mine.state: 'x' must be of a dtype that NumPy and safetensors"),
         ({"x": torch.zeros(2, dtype=torch.complex64)}, "Mine.state: 'x' must be of a dtype that NumPy and safetensors"),
-        (None, "Mine.state: 'x' is another tensor in each call"),
+        (None, "Mine.state: 'x' is a different tensor in each call"),
     ],
     ids=["list", "number", "bfloat16", "complex", "new"],
 )
@@ -882,6 +882,16 @@ def test_a_state_that_could_not_be_filled_again_is_told(tmp_path: Path, grown: d
 
     with pytest.raises(ConfigurationError, match="Mine.state: " + text):
         train(tmp_path, hooks=[Mine()])
+
+
+def test_an_attribute_in_the_place_of_the_state_is_told_unless_nothing_is_saved(tmp_path: Path) -> None:
+    class Mine(Hooks):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.state = [worker.total_steps]  # type: ignore[assignment, method-assign]
+
+    train(tmp_path, hooks=[Mine()], save_location=None)
+    with pytest.raises(ConfigurationError, match="Mine.state is a method of Hooks: give the attribute another name"):
+        train(tmp_path, hooks=[Mine()], save_location=str(tmp_path / "saved"))
 
 
 # Devices: what needs no GPU to be seen.

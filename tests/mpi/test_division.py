@@ -146,10 +146,10 @@ def test_divided_or_not_ranks_make_the_same_updates(tmp_path: Path, ranks: int) 
 
 
 CANNOT = {
-    "loss_fn=of_both": "policy_loss is made of both",
-    "loss_fn=policy_alone": "no loss is made of one of them",
-    "target_kl=0.1": "the policy's updates and the value's may end apart",
-    "train_v_epochs=4": "the policy's updates and the value's may end apart",
+    "loss_fn=of_both": "computed from both: policy_loss",
+    "loss_fn=policy_alone": "one of them has no loss",
+    "target_kl=0.1": "the policy's updates and the value's may end at different points",
+    "train_v_epochs=4": "the policy's updates and the value's may end at different points",
 }
 
 

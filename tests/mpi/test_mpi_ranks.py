@@ -358,7 +358,7 @@ def test_a_rank_that_stalls_is_named_with_its_collective_and_shows_where_it_is()
     assert "if rank == 2: time.sleep(100)" in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("TrainingError")]
     assert len(told) == 1
-    assert "rank 2 did not come to the collective gather_all, in which rank 0 has waited for " in told[0]
+    assert "rank 2 did not reach the collective gather_all, in which rank 0 has waited for " in told[0]
     assert "stall_seconds=2" in told[0]
 
 
@@ -370,7 +370,7 @@ def test_ranks_that_wait_in_different_collectives_are_named_with_them() -> None:
     assert "rank 0 stalls here, while others wait for it in gather_all:\n" in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("TrainingError")]
     assert len(told) == 1
-    assert "rank 1 and rank 2 (in gather_all, as where a hook calls a collective on some ranks only) did not" in told[0]
+    assert "rank 1 and rank 2 (in gather_all, as when a hook calls a collective on some ranks only) did not" in told[0]
 
 
 def test_a_rank_that_is_stopped_is_named_though_it_cannot_speak() -> None:
@@ -378,7 +378,7 @@ def test_a_rank_that_is_stopped_is_named_though_it_cannot_speak() -> None:
     done = launch("import os, signal\n" + START + WATCHED + body, 3)
     assert done.code != 0
     assert done.seconds < SOON
-    assert "rank 0 did not come to the collective max or min, in which rank 1 has waited" in done.stderr
+    assert "rank 0 did not reach the collective max or min, in which rank 1 has waited" in done.stderr
 
 
 def test_a_rank_that_is_late_ends_nothing() -> None:

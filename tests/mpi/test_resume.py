@@ -203,7 +203,7 @@ def test_a_signal_to_the_launcher_ends_all_ranks_with_status_75(tmp_path):
     assert process.returncode == REQUEUE, output
     facts, _ = checkpoint(tmp_path)
     assert facts["ranks"] == 2 and facts["iteration"] >= 2
-    assert f'stopped at {facts["total_steps"]:,} steps; resume="auto" continues' in output
+    assert f'stopped at {facts["total_steps"]:,} steps; resume="auto" continues the run' in output
 
 
 APART = """
