@@ -896,5 +896,5 @@ def test_of_very_long_episodes_no_actions_are_kept_and_they_are_lost(monkeypatch
 
 
 def test_actions_of_whole_numbers_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^env_fn: the action space Box.* is of int32, .* use Discrete"):
+    with pytest.raises(ConfigurationError, match=r"^env_fn: the action space Box.* has dtype int32, .* use Discrete"):
         check_spaces(Box(-1, 1, (2,)), Box(0, 9, (2,), np.int32))

@@ -205,7 +205,7 @@ def test_a_row_is_no_observation_of_a_dict_space() -> None:
 
     environments, seen = Environments([Flattens()], seed=0, first_global_index=0), np.zeros((1, 23), np.float32)
     environments.reset(seen)
-    with pytest.raises(TrainingError, match="no dict, but ndarray"):
+    with pytest.raises(TrainingError, match="not a dict, but ndarray"):
         environments.step(np.zeros(1, np.int64), seen)
 
 

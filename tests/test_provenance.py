@@ -69,6 +69,6 @@ def test_runs_of_several_settings_are_not_averaged_without_a_word(
     for k, other in enumerate(({"gamma": 0.9}, {"env_fn": partial(ScriptedEnv, action_space=space)})):
         train(tmp_path / "several" / str(k), **other)
     with pytest.warns(
-        UserWarning, match="2 runs count as seeds of one setting, but differ in env_fn, gamma: name each"
+        UserWarning, match="2 runs count as seeds of one setting, but differ in env_fn, gamma: give each"
     ):
         plot_runs([tmp_path / "several"], tmp_path / "curves")
