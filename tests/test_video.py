@@ -184,7 +184,7 @@ def test_what_cannot_be_filmed_is_told_and_nothing_written(tmp_path: Path) -> No
     refused("must take render_mode", tmp_path, lambda height=3: Lamp(height=height))
     refused("render_mode=None: it must take", tmp_path, deaf)
     refused("observations other than \\(5,\\)", tmp_path, Tiny)
-    refused("other actions than Box", tmp_path, Continuous)
+    refused("actions other than Box", tmp_path, Continuous)
     refused("renders NoneType", tmp_path, Blind)
     refused("cannot be rendered: pygame is not installed$", tmp_path, Failing)
     refused("must end in .mp4 or .gif", tmp_path, Lamp, "a.avi")
