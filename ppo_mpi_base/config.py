@@ -172,7 +172,8 @@ class Config:
     external_update_callback: Callable[[], float | None] | None = None
     """Called between rollout and update; its return value is logged as `external_loss`."""
     rollout_interception_callback: Callable[[list], list] | None = None
-    """Gets and returns a list of `(obs, action, reward, value, logp)`, up to an episode's or the rollout's end."""
+    """Called for each episode, or its part in this rollout: gets its steps as a list of `(obs, action, reward, value,
+    logp)`, and returns as many."""
     state_processing_hook: Callable[[Any], Any] | None = None
     """Transforms each observation before it is stored and acted on."""
     obs_space_override: gymnasium.Space | None = None
