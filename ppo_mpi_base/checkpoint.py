@@ -130,15 +130,15 @@ class Checkpoints:
         for path in self.found:
             try:
                 return _read(path)
-            except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-                if isinstance(error, ConfigurationError):
-                    raise
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                    raise ConfigurationError(
-                        f"resume: checkpoint {path} cannot be read ({error.strerror}), but may be intact: fix that, "
-                        "or choose another save_location"
-                    ) from error
+            except ConfigurationError:  # a ValueError, too
+                raise
+            except (FileNotFoundError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
                 self.tell(f"checkpoint {path.name} is damaged ({error}): trying the one before")
+            except OSError as error:
+                raise ConfigurationError(
+                    f"resume: checkpoint {path} cannot be read ({error.strerror}), but may be intact: fix that, "
+                    "or choose another save_location"
+                ) from error
         return None
 
     def _with_saved_best(

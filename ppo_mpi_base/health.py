@@ -26,41 +26,35 @@ States = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Names of hooks' states, with their shapes and dtypes."""
 
 
-def states(hooks: Sequence[Hooks]) -> States:
-    """Return the names, shapes and dtypes of hooks' states now."""
-    for hook in hooks:
-        if not callable(hook.state):
-            raise ConfigurationError(
-                f"{type(hook).__name__}.state is a method of Hooks: give the attribute another name"
-            )
-    named = {f"{type(hook).__name__}.state: {name!r}": x for hook in hooks for name, x in hook.state().items()}
-    return {name: (tuple(x.shape), x.dtype) for name, x in named.items()}
-
-
 def checked_states(hooks: Sequence[Hooks]) -> States:
-    """Return the names, shapes and dtypes of hooks' states.
+    """Return the names, shapes and dtypes of hooks' states now.
 
     Raises:
         ConfigurationError: one cannot be saved in a checkpoint and restored from it.
     """
+    found: States = {}
     for hook in hooks:
+        kind = type(hook).__name__
+        if not callable(hook.state):
+            raise ConfigurationError(f"{kind}.state is a method of Hooks: give the attribute another name")
         state: Any = hook.state()
         if not isinstance(state, dict):
-            raise ConfigurationError(f"{type(hook).__name__}.state must return a dict of tensors, not {state!r}")
+            raise ConfigurationError(f"{kind}.state must return a dict of tensors, not {state!r}")
         for name, x in state.items():
-            of = f"{type(hook).__name__}.state: {name!r}"
+            of = f"{kind}.state: {name!r}"
             if not isinstance(x, Tensor):
                 raise ConfigurationError(f"{of} must be a tensor, not {type(x).__name__}")
             if x.dtype == torch.bfloat16 or x.dtype.is_complex:
                 raise ConfigurationError(f"{of} must be of a dtype that NumPy and safetensors support, not {x.dtype}")
             if x.numel() and x.data_ptr() != hook.state()[name].data_ptr():
                 raise ConfigurationError(f"{of} is a different tensor in each call: a resumed run could not fill it")
-    return states(hooks)
+            found[of] = tuple(x.shape), x.dtype
+    return found
 
 
 def check_states_kept(worker: Worker) -> None:
     """Raise `ConfigurationError` if a hook's state has changed its name, shape or dtype: no run could resume it."""
-    now = states(worker.config.hooks)
+    now = checked_states(worker.config.hooks)
     for name in dict.fromkeys([*worker.hook_states, *now]):
         first, found = worker.hook_states.get(name), now.get(name)
         if first != found:

@@ -24,12 +24,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+from ppo_mpi_base import provenance
 from ppo_mpi_base.errors import ConfigurationError, last_words
 from ppo_mpi_base.files import set_aside, write_whole
 
 LOSSES = {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance"}
-PROGRESS = "progress.csv"
-OF_A_RUN = PROGRESS, "settings.json", "learning_curve.png"
+PROGRESS, CURVE = "progress.csv", "learning_curve.png"
+OF_A_RUN = PROGRESS, provenance.NAME, CURVE
 LIVE_INTERVAL = 0.1  # seconds between two drawings of the live line: drawing takes a millisecond or two
 PLAIN_INTERVAL = 5.0  # seconds between two printed lines without a terminal
 

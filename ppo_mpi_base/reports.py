@@ -16,7 +16,7 @@ import numpy as np
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import hold
-from ppo_mpi_base.logger import Logger
+from ppo_mpi_base.logger import CURVE, PROGRESS, Logger
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.provenance import keep_settings
 from ppo_mpi_base.steppers import Episode
@@ -176,12 +176,12 @@ class Reports:
 
     def finish(self, save_location: str | None) -> Path:
         """On rank 0, draw the learning curve and print the results and where they are; return the picture's path."""
-        picture = self.directory / "learning_curve.png"
+        picture = self.directory / CURVE
         if self.logger:
             from ppo_mpi_base.plot import learning_curve  # here: only rank 0 loads Matplotlib, and not at the start
 
             try:
-                learning_curve(self.directory / "progress.csv", picture)
+                learning_curve(self.directory / PROGRESS, picture)
             except (OSError, ConfigurationError) as error:
                 self.tell_failure(f"the learning curve could not be drawn ({error})")
             minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)

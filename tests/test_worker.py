@@ -884,6 +884,14 @@ def test_a_state_that_could_not_be_filled_again_is_told(tmp_path: Path, grown: d
         train(tmp_path, hooks=[Mine()])
 
 
+def test_an_attribute_in_the_place_of_the_state_is_told_before_step_0(tmp_path: Path) -> None:
+    mine = type("Mine", (Hooks,), {"on_end": lambda self, worker: None})()
+    mine.state = []
+    with pytest.raises(ConfigurationError, match="Mine.state is a method of Hooks: give the attribute another name"):
+        train(tmp_path, hooks=[mine])
+    assert not (tmp_path / "logs" / "progress.csv").exists()
+
+
 def test_an_attribute_in_the_place_of_the_state_is_told_unless_nothing_is_saved(tmp_path: Path) -> None:
     class Mine(Hooks):
         def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
