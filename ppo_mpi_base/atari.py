@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, RecordEpisodeStatistics, TimeLimit
 
-from ppo_mpi_base.config import Count, CountOrZero, checked
+from ppo_mpi_base.checks import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.threads import core_share

@@ -96,7 +96,10 @@ class Checkpoints:
         """Say, on rank 0, how a run that was stopped, or whose end could not be written, can continue."""
         if not self.failed:
             return 'resume="auto" continues the run'
-        found = self.newest() if self.ranks.is_root else None
+        try:
+            found = self.newest() if self.ranks.is_root else None
+        except ConfigurationError as error:  # what to do about it, at the next start too
+            return str(error)
         if found is None:
             return "no checkpoint was written, so there is nothing to continue from"
         return f'resume="auto" continues from {found[0]["total_steps"]:,}'

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ppo_mpi_base.builders import build_environment, checked_together
-from ppo_mpi_base.config import Count, CountOrZero, checked
+from ppo_mpi_base.checks import Count, CountOrZero, checked
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.failing import About, meet

@@ -16,7 +16,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
 from ppo_mpi_base import layers
-from ppo_mpi_base.config import Config, checked
+from ppo_mpi_base.checks import checked
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_together
 from ppo_mpi_base.parts import Parts

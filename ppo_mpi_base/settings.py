@@ -16,7 +16,8 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ppo_mpi_base import run_file, tasks
-from ppo_mpi_base.config import Config, checked
+from ppo_mpi_base.checks import checked
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.keywords import KNOWN_AS, field_docstrings
 

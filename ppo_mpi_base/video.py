@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from ppo_mpi_base.config import Count, CountOrZero, checked
+from ppo_mpi_base.checks import Count, CountOrZero, checked
 from ppo_mpi_base.errors import ConfigurationError, check_takes
 from ppo_mpi_base.files import make_directory, write_output
 from ppo_mpi_base.saved_policy import SavedPolicy, as_function, load_actor_critic

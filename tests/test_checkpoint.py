@@ -459,6 +459,23 @@ def test_a_stopped_run_whose_last_checkpoint_failed_says_what_is_left(tmp_path, 
     assert lines[-1] == f"stopped at {at * STEPS} steps; {outlook}"
 
 
+def test_a_stopped_run_whose_checkpoints_cannot_be_read_still_asks_to_be_continued(tmp_path, capsys):
+    class FullAndStopped(FullDisk):
+        def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+            if worker.iteration == HALF:
+                before = newest(tmp_path)
+                before.unlink()
+                before.mkdir()  # what root, too, cannot read
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, hooks=[FullAndStopped(HALF)], quiet=False)
+    assert left.value.code == REQUEUE
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"stopped at {HALF * STEPS} steps; resume: checkpoint ")
+    assert "cannot be read (Is a directory)" in last
+
+
 def test_a_run_whose_end_could_not_be_written_does_not_end_well(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         train(tmp_path, hooks=[FullDisk(WHOLE)], quiet=False)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ppo_mpi_base.config
-from ppo_mpi_base.config import Config, Range
+from ppo_mpi_base.checks import Range
+from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.keywords import KNOWN_AS, keywords_of
