@@ -40,8 +40,8 @@ class Study:
     """Tasks trained for `steps` steps (None: the preset's), with scores published by others (None: not published).
 
     `flags` are given to `ppo-mpi train` besides task, seed and steps. `published` are returns of training episodes,
-    from `sources`, and `tested` are returns of test episodes, from `testers`. `chosen_by` gives, by task, how many
-    seeds, from 0 on, settings were chosen by (else 1): the mean of the new seeds does not depend on that choice.
+    from `sources`, and `tested` are returns of test episodes, from `testers`. Settings were chosen with some of the
+    first `chosen_by` seeds: the mean of the others does not depend on that choice.
     """
 
     directory: Path
@@ -52,7 +52,7 @@ class Study:
     flags: tuple[str, ...] = ()
     testers: tuple[str, ...] = ()
     tested: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    chosen_by: dict[str, int] | None = None
+    chosen_by: int = 0
 
     def place(self, task: str, seed: int) -> Path:
         """Return where a run's progress.csv is kept."""
@@ -104,7 +104,7 @@ STUDIES = {
             "InvertedPendulum-v4": (1000, 1000),
             "InvertedDoublePendulum-v4": (9231, 9359),
         },
-        chosen_by={"Hopper-v4": 5, "Swimmer-v4": 5},
+        chosen_by=5,
     ),
     "10M": Study(
         RESULTS / "mujoco_10M",
@@ -199,8 +199,8 @@ def tabulate(study: Study) -> None:
         scores = np.array([run.score for run in runs])
         middle, (low, high) = float(interquartile_mean([scores])), bootstrap_interval(interquartile_mean, [scores])
         values = [scores.mean(), sample_deviation(scores), middle, low, high]
-        if study.chosen_by is not None:
-            old = {study.place(task, seed) for seed in range(study.chosen_by.get(task, 1))}
+        if study.chosen_by:
+            old = {study.place(task, seed) for seed in range(study.chosen_by)}
             new_ones = [run.score for run in runs if run.path not in old]
             values.append(float(np.mean(new_ones)) if new_ones else np.nan)
         numbers = [rounded(value) for value in values]
@@ -209,7 +209,7 @@ def tabulate(study: Study) -> None:
         verdict = ["yes" if reached else "NO"] if published else []
         seconds = np.median([run.seconds[-1] for run in runs])
         rows.append([task, *numbers, str(len(runs)), f"{seconds:.0f}", *known, *verdict])
-    new = [] if study.chosen_by is None else ["mean_of_new_seeds"]
+    new = ["mean_of_new_seeds"] if study.chosen_by else []
     header = ["task", "mean", "std", "interquartile_mean", "low", "high", *new, "seeds", "median_seconds"]
     header += study.sources
     write_and_draw(study.directory, [[*header, *(["at_or_above"] if study.sources else [])], *rows])

@@ -69,16 +69,14 @@ def test_a_study_without_sources_has_no_verdict(tmp_path: Path) -> None:
 
 
 def test_the_mean_of_new_seeds_leaves_out_those_that_settings_were_chosen_by(tmp_path: Path) -> None:
-    study = results.Study(tmp_path, 9, 4, (), {"Hopper-v4": (), "Ant-v4": ()}, chosen_by={"Hopper-v4": 2})
-    for task in study.published:
-        for seed in range(4):
-            study.place(task, seed).parent.mkdir(exist_ok=True)
-            study.place(task, seed).write_text(f"total_steps,episode_return,seconds\n9,{10**seed},1\n")
+    study = results.Study(tmp_path, 9, 4, (), {"Hopper-v4": ()}, chosen_by=2)
+    for seed in range(4):
+        study.place("Hopper-v4", seed).parent.mkdir(exist_ok=True)
+        study.place("Hopper-v4", seed).write_text(f"total_steps,episode_return,seconds\n9,{10**seed},1\n")
     results.tabulate(study)
     with (tmp_path / "scores.csv").open() as file:
-        hopper, ant = csv.DictReader(file)
-    assert (hopper["mean"], hopper["mean_of_new_seeds"]) == ("277.8", "550.0")
-    assert ant["mean_of_new_seeds"] == "370.0"
+        (row,) = csv.DictReader(file)
+    assert (row["mean"], row["mean_of_new_seeds"]) == ("277.8", "550.0")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
