@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppo_mpi_base.checks import Count, Fraction, checked
 from ppo_mpi_base.errors import ConfigurationError
 
 Floats = NDArray[np.float64]
@@ -24,12 +25,14 @@ def by_task(scores: Scores) -> list[Floats]:
     """Return an array (..., seeds) float64 for each task.
 
     Raises:
-        ConfigurationError: there is no task, or a task without a seed.
+        ConfigurationError: there is no task, a task without a seed, or a score that is NaN.
     """
     columns = scores.T if isinstance(scores, np.ndarray) else scores
     tasks = [np.asarray(task, dtype=np.float64) for task in columns]
     if not tasks or any(task.ndim == 0 or task.shape[-1] == 0 for task in tasks):
         raise ConfigurationError(f"scores={scores!r} must be an array (seeds, tasks) or a list of arrays (seeds,)")
+    if any(np.isnan(task).any() for task in tasks):
+        raise ConfigurationError("scores: one is NaN, which is neither high nor low: leave it out, or give it a number")
     return tasks
 
 
@@ -91,7 +94,12 @@ def bootstrap_interval(
 
     Returns:
         Both ends; NaN if a task has a single seed, which says nothing about the spread.
+
+    Raises:
+        ConfigurationError: draws or level is out of range.
     """
+    checked("draws", draws, Count)
+    checked("level", level, Fraction)
     strata = [by_task(scores) for scores in samples]
     if min(len(task) for tasks in strata for task in tasks) < 2:
         return float("nan"), float("nan")
@@ -105,12 +113,15 @@ def normalize(scores: Scores, references: Sequence[tuple[float, float]]) -> list
     """Return (score - low) / (high - low) with each task's reference scores (low, high).
 
     Raises:
-        ConfigurationError: a high reference is not above the low one.
+        ConfigurationError: there are not as many references as tasks, or a high one is not above the low one.
     """
+    tasks = by_task(scores)
+    if len(tasks) != len(references):
+        raise ConfigurationError(f"references: there are {len(references)} for {len(tasks)} tasks; give one for each")
     for low, high in references:
         if not high > low:
             raise ConfigurationError(f"references: high={high!r} must be above low={low!r}")
-    return [(task - low) / (high - low) for task, (low, high) in zip(by_task(scores), references, strict=True)]
+    return [(task - low) / (high - low) for task, (low, high) in zip(tasks, references, strict=True)]
 
 
 def references_of(starts: ArrayLike, scores: ArrayLike) -> tuple[float, float]:

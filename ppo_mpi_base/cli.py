@@ -32,7 +32,7 @@ from ppo_mpi_base.export import export_policy
 from ppo_mpi_base.failing import fail_together
 from ppo_mpi_base.files import check_name, hold, without_ending, write_output
 from ppo_mpi_base.mpi import world
-from ppo_mpi_base.plot import WRITTEN, compare_runs, plot_runs
+from ppo_mpi_base.plot import COMPARED, compare_runs, plot_runs
 from ppo_mpi_base.ppo import PPO
 from ppo_mpi_base.runs import RETURN
 from ppo_mpi_base.saved_policy import load_actor_critic
@@ -79,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ConfigurationError: an argument is invalid, or does not fit the files it names.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["compare"] and not {"--", "--against", "-h", "--help"} & set(given):
+    separators = sum(word.split("=")[0] in ("--", "--against") for word in given)
+    if given[:1] == ["compare"] and separators != 1 and not {"-h", "--help"} & set(given):
         raise ConfigurationError(
-            "compare: give two groups of runs with -- between them: ppo-mpi compare RUN_A... -- RUN_B..."
+            "compare: give two groups of runs with one -- between them: ppo-mpi compare RUN_A... -- RUN_B..."
         )
     ranks = world()
     ended: SystemExit | None = None
@@ -97,13 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **{function.__name__: _on_rank_0(function) for function in (plot, compare, video, export)},
         }
         try:
-            chosen = tyro.extras.subcommand_cli_from_dict(
-                commands,
-                prog="ppo-mpi",
-                description=DESCRIPTION,
-                args=["--against" if word == "--" else word for word in given],
-                console_outputs=ranks.is_root,
-            )
+            with warnings.catch_warnings():
+                # About defaults from a TOML file, such as 100.0 for a whole number: `Config` checks them.
+                warnings.filterwarnings("ignore", module=r"tyro\b")
+                chosen = tyro.extras.subcommand_cli_from_dict(
+                    commands,
+                    prog="ppo-mpi",
+                    description=DESCRIPTION,
+                    args=["--against" if word == "--" else word for word in given],
+                    console_outputs=ranks.is_root,
+                )
         except SystemExit as leaving:  # help, or a wrong flag: rank 0 has said why, and all ranks exit
             ended = leaving
     if ended is not None:
@@ -214,7 +218,7 @@ def plot(
         runs: Directories of runs, or directories with the runs of several seeds.
         output: Path of the pictures, without the ending.
         labels: A name for each RUN; by default, the end of its path.
-        axis: Agent steps, or hours of wall-clock time.
+        axis: Agent steps, or wall-clock time.
         column: The column of progress.csv to draw, such as kl, entropy or fps.
     """
     if not runs:
@@ -237,8 +241,8 @@ def compare(
         labels: Names of the two ideas; by default, the ends of their paths.
     """
     print(compare_runs(runs, against, output, labels=labels))
-    path = without_ending(output, WRITTEN)
-    _tell_files([path.with_name(path.name + ending) for ending in (".json", *WRITTEN)])
+    path = without_ending(output, COMPARED)
+    _tell_files([path.with_name(path.name + ending) for ending in COMPARED])
 
 
 def video(
@@ -340,6 +344,8 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
             f"{run} has no {run_file.NAME}: name the environment with --env-id, such as CartPole-v1"
         )
     chosen = run_file.read(run / run_file.NAME)
+    if not isinstance(chosen.get("env_id"), str):
+        raise ConfigurationError(f"{run / run_file.NAME} has no env_id: name the environment with --env-id")
     build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
     return build, chosen.get("max_ep_len")
 

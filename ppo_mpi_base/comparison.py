@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,12 +128,6 @@ def compare(
         )
     if alone := sorted(set(a) ^ set(b)):
         warnings.warn(f"left out, as only one group has runs of it: {_listed(alone)}", stacklevel=2)
-    if "" in tasks:
-        warnings.warn(
-            "the runs do not name their task and are taken to be of the same one: name a directory above each after "
-            "its task, such as CartPole-v1",
-            stacklevel=2,
-        )
     for task in tasks:
         ends = [run.steps[-1] for run in (*a[task], *b[task])]
         if min(ends) < SHORT * max(ends):
@@ -152,9 +147,11 @@ def reference_of(task: str, runs: Sequence[Run], references: References | None) 
     """Return the scores of a task that normalize to 0 and to 1: the given ones, or else those of the runs."""
     if references is None:
         return aggregates.references_of([run.values[0] for run in runs], _scores(runs))
-    if task not in references:
-        raise ConfigurationError(f"references: task {task!r} is missing: give its scores (low, high)")
-    return references[task]
+    given = references.get(task)
+    if not (isinstance(given, Sequence) and len(given) == 2 and all(isinstance(x, numbers.Real) for x in given)):
+        raise ConfigurationError(f"references: task {task!r} must have its two scores, (low, high), not {given!r}")
+    low, high = given
+    return low, high
 
 
 def _compare_task(task: str, a: np.ndarray, b: np.ndarray, reference: tuple[float, float]) -> TaskComparison:
@@ -186,7 +183,10 @@ def _listed(tasks: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+    size = abs(value)
+    if 0 < size < 0.1:
+        return f"{value:.2g}"
+    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
 def _without_nan(value: Any) -> Any:

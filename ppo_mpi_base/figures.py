@@ -114,7 +114,10 @@ def draw_legend(figure: Figure, labels: Sequence[str], seeds: Sequence[Sequence[
     """Draw a legend above the panels: each group's look, name and number of seeds."""
     handles = [Line2D([], [], **{**look(n), **({} if joined else {"linestyle": "none"})}) for n in range(len(labels))]
     texts = [f"{plain_text(label)} ({_seeds(counts)})" for label, counts in zip(labels, seeds, strict=True)]
-    width = figure.get_figwidth() / (0.065 * max(map(len, texts)) + 0.65)  # inches, of letters and of the line
+    letter, line = 0.065, 0.65  # inches
+    texts = [textwrap.fill(text, int((figure.get_figwidth() - line) / letter)) for text in texts]
+    longest = max(len(row) for text in texts for row in text.splitlines())
+    width = figure.get_figwidth() / (letter * longest + line)
     figure.legend(
         handles,
         texts,

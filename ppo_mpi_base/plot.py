@@ -43,6 +43,8 @@ FEW = 30  # up to this many points get dots, since the line between two of them 
 POINTS = 101  # of a curve over seeds
 COLUMNS = 4  # of panels
 WRITTEN = (".png", ".svg")
+COMPARED = (".json", *WRITTEN)
+"""Endings of the files that `compare_runs` writes."""
 RETURNS = {RETURN: "Episode return", "evaluation_return": "Evaluation return"}
 """Axis labels of columns of returns; any other column is labelled with its name."""
 OF_RETURNS = "Means of the last 100 training episodes. "
@@ -183,7 +185,7 @@ def compare_runs(
             f"runs: {min(both)} is in both groups ({len(both)} runs are): put each in one group only"
         )
     comparison = compare(runs_a, runs_b, (name_a, name_b), references)
-    path = without_ending(output, WRITTEN)
+    path = without_ending(output, COMPARED)
     panels = len(comparison.tasks) + 1
     columns = min(panels, COLUMNS)
     rows = math.ceil(panels / columns)
@@ -214,12 +216,21 @@ def _labels(groups: Sequence[Group], labels: Sequence[str] | None) -> list[str]:
     if isinstance(groups, str | os.PathLike) or not groups:
         raise ConfigurationError(f"groups={groups!r} must be a list of paths, such as ['runs/a', 'runs/b']")
     if labels is not None:
-        if isinstance(labels, str) or len(labels) != len(groups):
+        if isinstance(labels, str) or len(labels) != len(groups) or not all(isinstance(x, str) for x in labels):
             raise ConfigurationError(f"labels={labels!r} must be {len(groups)} labels, one for each group of runs")
         return list(labels)
-    paths = [[group] if isinstance(group, str | os.PathLike) else group for group in groups]
-    names = [", ".join(dict.fromkeys(Path(path).resolve().name for path in group)) for group in paths]
-    return names if len(set(names)) == len(names) else [", ".join(map(str, group)) for group in paths]
+    paths = [[Path(group)] if isinstance(group, str | os.PathLike) else list(map(Path, group)) for group in groups]
+    candidates = []
+    for named in ([_or_parent(group) for group in paths], paths):
+        candidates.append([", ".join(dict.fromkeys(path.resolve().name for path in group)) for group in named])
+        candidates.append([", ".join(map(str, group)) for group in named])
+    return next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
+
+
+def _or_parent(group: list[Path]) -> list[Path]:
+    """Return the directory that several paths have in common, as the seeds of a setting do, or else the paths."""
+    parents = list(dict.fromkeys(path.parent for path in group))
+    return parents if len(parents) == 1 < len(group) else group
 
 
 def _draw(axes: Axes, steps: np.ndarray, returns: np.ndarray) -> None:

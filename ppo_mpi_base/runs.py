@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
 import tomllib
@@ -72,22 +73,40 @@ def _beneath(path: Path) -> list[Path]:
     for own in (path / "progress.csv", path / "logs" / "progress.csv"):
         if own.is_file():
             return [own]
-    found = sorted(path.rglob("progress.csv")) or sorted(path.rglob("seed*.csv"))
+    found = _files(path, "progress.csv") or _files(path, "seed*.csv")
     if not found:
         why = "no progress.csv is beneath it" if path.is_dir() else "no such directory or .csv file"
         raise ConfigurationError(f"runs={str(path)!r}: {why}; name the directory of a run, or one with runs beneath it")
     return found
 
 
+def _files(path: Path, pattern: str) -> list[Path]:
+    """Return all such files beneath a directory, in order, also through symbolic links; each directory counts once."""
+    found, seen = [], set()
+    for directory, inner, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(directory)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        found += [Path(directory, name) for name in fnmatch.filter(names, pattern)]
+    return sorted(found)
+
+
 def read_groups(groups: Sequence[Group], column: str = RETURN) -> list[dict[str, list[Run]]]:
     """Return the runs of each group by task, see `read_group`.
 
     If all groups together name only one task, runs without a task's name count as runs of it, such as those of a
-    user's own script next to those of `ppo-mpi train`.
+    user's own script next to those of `ppo-mpi train`. If no task is named, warn that all count as one.
     """
     read = [read_group(group, column) for group in groups]
     named = {task for runs in read for task in runs if task}
     if len(named) != 1:
+        if sum(len(runs.get("", ())) for runs in read) > 1:
+            warnings.warn(
+                "the runs do not name their task and are taken to be of the same one: name a directory above each "
+                "after its task, such as CartPole-v1",
+                stacklevel=2,
+            )
         return read
     (task,) = named
     return [{task: [run for of_task in runs.values() for run in of_task]} for runs in read]
@@ -145,8 +164,9 @@ def _columns(path: Path) -> list[str]:
 
 def _task(path: Path) -> str:
     for directory in path.parents[:2]:  # run.toml is next to logs/
-        with contextlib.suppress(OSError, tomllib.TOMLDecodeError, KeyError):
-            return str(tomllib.loads((directory / "run.toml").read_text())["env_id"]).rpartition("/")[2]
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            env_id = str(tomllib.loads((directory / "run.toml").read_text(encoding="utf-8"))["env_id"])
+            return re.split("[/:]", env_id)[-1]  # without the namespace, or the module that registers it
     return next((parent.name for parent in path.parents if ENVIRONMENT_ID.match(parent.name)), "")
 
 
@@ -159,7 +179,9 @@ def read_columns(argument: str, path: Path, names: Sequence[str], optional: Sequ
         ConfigurationError: the file cannot be read or lacks a column; the message names the argument.
     """
     try:
-        _, rows = read_progress(path)
+        header, rows = read_progress(path)
+        if header and (missing := set(names).difference(header)):  # without a header, the run has just begun
+            raise KeyError(min(missing))
         cells = [[*(row[name] for name in names), *(row.get(name, "nan") for name in optional)] for row in rows]
         table = np.array(cells, dtype=np.float64).reshape(-1, len(names) + len(optional)).T
     except (OSError, KeyError, TypeError, ValueError) as error:

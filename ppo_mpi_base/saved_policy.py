@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
 from ppo_mpi_base import layers
-from ppo_mpi_base.checks import checked
+from ppo_mpi_base.checks import CountOrZero, checked
 from ppo_mpi_base.config import Config
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import write_together
@@ -182,7 +182,7 @@ def _built(
 
 def as_function(actor_critic: ActorCritic, deterministic: bool, seed: int) -> Callable[[Any], np.ndarray]:
     """Return a policy as a function observation -> action; see `load_policy`."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checked("seed", seed, CountOrZero))
     actor_critic.eval()
     space = actor_critic.observation_space
     shape = space.shape

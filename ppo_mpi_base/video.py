@@ -80,9 +80,9 @@ def record_video(
     path = Path(output)
     if path.suffix not in (".mp4", ".gif"):
         raise ConfigurationError(f"output={str(output)!r} must end in .mp4 or .gif")
-    checked("episodes", episodes, Count)
-    checked("max_steps", max_steps, Count | None)
-    checked("seed", seed, CountOrZero)
+    episodes = checked("episodes", episodes, Count)
+    max_steps = checked("max_steps", max_steps, Count | None)
+    seed = checked("seed", seed, CountOrZero)
     checked("which", which, Literal["best", "latest"])
     saved = load_actor_critic(directory, which, network_fn=network_fn, policy_kwargs=policy_kwargs)
     policy = _policy(saved, deterministic, seed, state_processing_hook)

@@ -121,6 +121,11 @@ def test_reference_scores_are_of_the_runs(starts, scores, expected):
         ),
         (lambda: probability_of_improvement([[1.0]], [[1.0], [2.0]]), "a has 1 tasks and b has 2"),
         (lambda: normalize([[1.0]], [(2.0, 2.0)]), "high=2.0 must be above low=2.0"),
+        (lambda: normalize([[1.0]], [(0.0, 1.0), (0.0, 1.0)]), "references: there are 2 for 1 tasks"),
+        (lambda: interquartile_mean([[1.0, 2.0, float("nan")]]), "scores: one is NaN"),
+        (lambda: probability_of_improvement([[1.0, float("nan")]], [[0.0, 0.0]]), "scores: one is NaN"),
+        (lambda: bootstrap_interval(aggregates.mean, [[1.0, 2.0]], draws=0), "draws=0 must be a whole number"),
+        (lambda: bootstrap_interval(aggregates.mean, [[1.0, 2.0]], level=95), "level=95 must be a number from 0 to 1"),
     ],
 )
 def test_bad_scores_get_a_clear_line(call, message):

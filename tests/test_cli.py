@@ -177,10 +177,12 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         (["evaluate", "nowhere"], "RUN: there is no directory nowhere"),
         (["plot"], "RUN: name a run's directory, or several: ppo-mpi plot runs/"),
         (["compare", "seeds", "seeds"], r"compare: .* ppo-mpi compare RUN_A... -- RUN_B..."),
+        (["compare", "seeds", "--", "seeds", "--", "seeds"], "compare: give two groups of runs with one -- between"),
         (["plot", "nowhere"], "nowhere"),
         (["export", "seeds"], "seeds holds several runs"),
         (["evaluate", "seeds", "--env-id", "CartPole-v1"], "seeds holds several runs"),
         (["evaluate", "seeds"], "seeds holds several runs: name one of them, seed0, seed1"),
+        (["evaluate", "seeds/seed0"], "run.toml has no env_id: name the environment with --env-id"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:

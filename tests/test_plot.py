@@ -3,6 +3,8 @@
 
 import json
 import re
+import warnings
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -309,8 +311,51 @@ def test_large_numbers_do_not_hide_the_task(tmp_path):
     assert "Hopper-v5" in table and "69,382,712 ± 39,597,980 (2)" in table and "…" not in table
 
 
+def test_small_numbers_are_not_rounded_away(tmp_path):
+    for name, score in (("a", 0.00041), ("b", 0.00012)):
+        for seed in range(2):
+            write_run(tmp_path / name / "Hopper-v5" / str(seed) / "progress.csv", [0.0, score])
+    table = str(compare_runs(tmp_path / "a", tmp_path / "b", tmp_path / "ab"))
+    assert "0.00041" in table and "0.00012" in table and "0.00029 [0.00029, 0.00029]" in table and "-0.00" not in table
+
+
+@pytest.mark.parametrize(
+    "groups, expected",
+    [
+        (
+            [["mine/Ant-v4/seed0", "mine/Ant-v4/seed1"], ["mine/Hopper-v4/seed0", "mine/Hopper-v4/seed1"]],
+            "Ant-v4|Hopper-v4",
+        ),
+        ([["mine/Ant-v4/0", "mine/Ant-v4/1"], ["base/Ant-v4/0", "base/Ant-v4/1"]], "mine/Ant-v4|base/Ant-v4"),
+        ([["a/0", "a/1"], ["a/2", "a/3"]], "0, 1|2, 3"),
+        ([["a/0", "b/1"], "c/2"], "0, 1|2"),
+        (["a/0", "b/0"], "a/0|b/0"),
+    ],
+)
+def test_groups_are_named_after_what_tells_them_apart(tmp_path, monkeypatch, groups, expected):
+    monkeypatch.chdir(tmp_path)
+    for path in [path for group in groups for path in ([group] if isinstance(group, str) else group)]:
+        write_run(Path(path) / "logs" / "progress.csv", [0.0, 1.0])
+    a, b = expected.split("|")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no task is named, or none is shared
+        _, svg = plot_runs(groups, "curves")
+    assert {named[1] for text in texts(svg.read_text()) if (named := re.fullmatch(r"(.*) \(. seeds?\)", text))} == {
+        a,
+        b,
+    }
+
+
+def test_a_long_name_stays_within_the_picture(tmp_path):
+    write_run(tmp_path / "a" / "CartPole-v1" / "progress.csv", [0.0, 1.0])
+    _, svg = plot_runs([tmp_path / "a"], tmp_path / "curves", labels=["a name of many words " * 10])
+    found = [text for text in texts(svg.read_text()) if "many words" in text]
+    assert len(found) > 2 and max(map(len, found)) < 65  # of a picture of 4.5 inches
+
+
 def test_an_ending_of_the_output_is_not_repeated(tmp_path, groups):
-    compare_runs(*groups, tmp_path / "ab.png")
+    for ending in (".png", ".json"):
+        compare_runs(*groups, tmp_path / f"ab{ending}")
     assert {path.name for path in tmp_path.glob("ab*")} == {"ab.png", "ab.svg", "ab.json"}
     assert plot_runs(groups, tmp_path / "curves.svg") == [tmp_path / "curves.png", tmp_path / "curves.svg"]
 
@@ -339,8 +384,9 @@ def test_tasks_of_one_group_only_are_said(tmp_path, groups):
 def test_runs_whose_task_nobody_knows_are_said_to_be_taken_for_one(tmp_path):
     for name, returns in (("a", [1.0, 2.0]), ("b", [1.0, 3.0])):
         write_run(tmp_path / name / "progress.csv", returns)
-    with pytest.warns(UserWarning, match="do not name their task and are taken to be of the same one"):
-        compare_runs(tmp_path / "a", tmp_path / "b", tmp_path / "ab")
+    for draw in (lambda a, b: compare_runs(a, b, tmp_path / "ab"), lambda a, b: plot_runs([[a, b]], tmp_path / "ab")):
+        with pytest.warns(UserWarning, match="do not name their task and are taken to be of the same one"):
+            draw(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_run_in_both_groups_is_refused(tmp_path, groups):
@@ -353,7 +399,12 @@ def test_a_run_in_both_groups_is_refused(tmp_path, groups):
     [
         ({"labels": ["one"]}, "^labels=.* must be 2"),
         ({"axis": "epochs"}, "^axis='epochs' is not one of"),
-        ({"references": {"Hopper-v5": (0, 1)}}, "^references: task 'Walker2d-v5' is missing"),
+        ({"labels": [1, 2]}, "^labels=.* must be 2 labels"),
+        (
+            {"references": {"Hopper-v5": (0, 1)}},
+            "^references: task 'Walker2d-v5' must have its two scores, .* not None",
+        ),
+        ({"references": {"Hopper-v5": (0,), "Walker2d-v5": (0, 1)}}, r"^references: task 'Hopper-v5' .* not \(0,\)"),
         ({"output": "/dev/null/curves"}, "^output='/dev/null/curves.png' cannot be written"),
     ],
 )

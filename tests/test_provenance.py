@@ -65,6 +65,16 @@ def test_runs_of_several_settings_are_not_averaged_without_a_word(
         train(tmp_path / "seeds" / str(seed), seed=seed, network_fn=partial(mlp, hidden=(8,)))
     plot_runs([tmp_path / "seeds"], tmp_path / "curves")
     assert not [str(w.message) for w in recwarn if "differ" in str(w.message)]
+    for ranks, environments, minibatch in ((1, 4, 8), (2, 2, 4)):  # as a preset shares them out
+        keywords = {"use_vectorized_envs": True, "num_environments": environments, "train_batch_size": minibatch}
+        train(tmp_path / "shared" / str(ranks), **keywords)
+        settings_file = tmp_path / "shared" / str(ranks) / "logs" / "settings.json"
+        settings_file.write_text(json.dumps({**json.loads(settings_file.read_text()), "ranks": ranks}))
+    plot_runs([tmp_path / "shared"], tmp_path / "curves")
+    assert not [str(w.message) for w in recwarn if "differ" in str(w.message)]
+    settings_file.write_text(settings_file.read_text().replace('"ranks": 2', '"ranks": 8'))
+    with pytest.warns(UserWarning, match="differ in num_environments over all ranks, train_batch_size over all ranks:"):
+        plot_runs([tmp_path / "shared"], tmp_path / "curves")
     space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
     for k, other in enumerate(({"gamma": 0.9}, {"env_fn": partial(ScriptedEnv, action_space=space)})):
         train(tmp_path / "several" / str(k), **other)

@@ -26,6 +26,17 @@ def test_runs_are_found_beneath_a_directory_without_former_ones(tmp_path):
     assert find_runs([tmp_path / "b", tmp_path]) == [paths[1], paths[0]]  # each once
 
 
+def test_runs_are_found_through_symbolic_links_each_once(tmp_path):
+    elsewhere = [write_run(tmp_path / "scratch" / f"seed{seed}" / "logs" / "progress.csv") for seed in range(3)]
+    group = tmp_path / "group"
+    group.mkdir()
+    for seed in range(3):
+        (group / f"seed{seed}").symlink_to(tmp_path / "scratch" / f"seed{seed}")
+    (group / "again").symlink_to(group)
+    found = find_runs(group)
+    assert [path.resolve() for path in found] == elsewhere
+
+
 def test_kept_results_count_where_there_is_no_progress_csv(tmp_path):
     paths = [write_run(tmp_path / "Hopper-v5" / "fast" / f"seed{seed}.csv") for seed in range(2)]
     write_run(tmp_path / "scores.csv")
@@ -52,6 +63,21 @@ def test_a_path_without_a_run_is_named(tmp_path, name, why):
 )
 def test_the_task_is_the_nearest_directory_named_as_an_environment(tmp_path, place, task):
     assert read_run(write_run(tmp_path / place / "progress.csv")).task == task
+
+
+@pytest.mark.parametrize(
+    "content, task",
+    [
+        (b'env_id = "ALE/Pong-v5"', "Pong-v5"),
+        (b'env_id = "my_module:Mine-v0"', "Mine-v0"),
+        (b"seed = 1", "Hopper-v5"),
+        (b"\xff\xfe", "Hopper-v5"),
+    ],
+)
+def test_the_task_is_that_of_the_run_file_if_it_names_one(tmp_path, content, task):
+    path = write_run(tmp_path / "Hopper-v5" / "seed0" / "logs" / "progress.csv")
+    (tmp_path / "Hopper-v5" / "seed0" / "run.toml").write_bytes(content)
+    assert read_run(path).task == task
 
 
 def test_the_task_is_seen_above_the_path_that_is_given(tmp_path, monkeypatch):

@@ -134,6 +134,8 @@ def test_a_large_mean_is_subtracted_in_float64(tmp_path: Path) -> None:
 def test_actions_belong_to_the_space(tmp_path: Path, actions: gymnasium.Space) -> None:
     actor_critic = save(tmp_path, actions=actions)
     best, sampled = load_policy(tmp_path), load_policy(tmp_path, deterministic=False, seed=1)
+    with pytest.raises(ConfigurationError, match="seed=-1 must be a whole number of at least 0"):
+        load_policy(tmp_path, deterministic=False, seed=-1)
     again = load_policy(tmp_path, deterministic=False, seed=1)
     drawn = []
     for observation in np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32):

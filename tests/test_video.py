@@ -178,6 +178,12 @@ def refused(text: str, directory: Path, env_fn: Callable[..., gymnasium.Env], na
     assert "\n" not in str(raised.value) and sorted(directory.iterdir()) == before
 
 
+def test_whole_floats_count_as_counts(tmp_path: Path) -> None:
+    save(tmp_path, Lamp())
+    record_video(tmp_path, Lamp, tmp_path / "a.gif", episodes=1.0, seed=1.0, max_steps=3.0)  # type: ignore[arg-type]
+    assert (tmp_path / "a.gif").exists()
+
+
 def test_what_cannot_be_filmed_is_told_and_nothing_written(tmp_path: Path) -> None:
     refused("was a policy saved there", tmp_path, Lamp)
     save(tmp_path, Lamp())
