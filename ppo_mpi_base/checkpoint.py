@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ppo_mpi_base.errors import ConfigurationError
 from ppo_mpi_base.files import set_aside, write_whole
+from ppo_mpi_base.hooks import by_name
 from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.saved_policy import describe_space, saved_at
 from ppo_mpi_base.seeding import restore_torch, seed_torch, torch_states
@@ -75,7 +77,7 @@ class Checkpoints:
         self._written_at = time.monotonic()
         if self.directory is None:
             return
-        local = self.ranks.gather_all(local_state(worker))
+        local = self.ranks.gather_all({**local_state(worker), **_differing(worker)})
         failed = self.ranks.is_root and not self._saved(worker, local)
         self.failed = self.ranks.max(float(failed)) > 0
 
@@ -239,28 +241,43 @@ def _changed(worker: Worker, facts: dict[str, Any]) -> list[str]:
 def _fill(state: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
     """Copy arrays into the tensors of the same names, all or none."""
     for name, tensor in state.items():
-        shape = arrays[name].shape if name in arrays else None
-        if shape != tuple(tensor.shape):
+        found = f"the checkpoint's has shape {arrays[name].shape}" if name in arrays else "the checkpoint has none"
+        if name not in arrays or arrays[name].shape != tuple(tensor.shape):
             raise ConfigurationError(
-                f"resume: the checkpoint's {name} has shape {shape}, but this run's has {tuple(tensor.shape)}: "
-                "it belongs to another network, space, normalization or hook"
+                f"resume: this run's {name} has shape {tuple(tensor.shape)}, but {found}: it belongs to another "
+                "network, space, normalization or hook"
             )
     for name, tensor in state.items():
         tensor.detach().copy_(torch.as_tensor(arrays[name]))
 
 
 def state(worker: Worker) -> dict[str, Tensor]:
-    """Return, by name, the tensors that hold what was learned, equal on all ranks; writing into them restores it."""
+    """Return, by name, the tensors that hold what was learned; writing into them restores it.
+
+    They are equal on all ranks, except perhaps those of hooks.
+    """
     parts: dict[str, dict[str, Tensor]] = {
         "adam": worker.learner.optimizer.state(),
         "observations": worker.observation_moments.state(),
         "rewards": worker.reward_normalizer.moments.state(),
         "coefficients": worker.coefficients,
         "not_trained": {str(k): tensor for k, tensor in enumerate(worker.learner.not_trained())},
-        **{f"hook{k}": hook.state() for k, hook in enumerate(worker.config.hooks)},
     }
     named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    return {"parameters": worker.flat.data, **named}
+    return {"parameters": worker.flat.data, **named, **hook_states(worker)}
+
+
+def hook_states(worker: Worker) -> dict[str, Tensor]:
+    """Return, by name, the tensors that hold what hooks learned, on this rank."""
+    hooks = by_name(worker.config.hooks)
+    return {f"hooks/{kind}/{name}": x for kind, hook in hooks.items() for name, x in hook.state().items()}
+
+
+def _differing(worker: Worker) -> dict[str, np.ndarray]:
+    """Return, by name, this rank's hook states that are not the same on all ranks. Collective: call on all ranks."""
+    own = {name: tensor.detach().cpu().numpy() for name, tensor in hook_states(worker).items()}
+    hashes = worker.ranks.gather_all({name: zlib.crc32(array.tobytes()) for name, array in own.items()})
+    return {name: array for name, array in own.items() if any(x.get(name) != hashes[0].get(name) for x in hashes)}
 
 
 def local_state(worker: Worker) -> dict[str, np.ndarray]:
@@ -339,8 +356,11 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size
         tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
+        if of_ranks := [name for name in hook_states(worker) if f"rank0/{name}" in arrays]:
+            tell(f"{', '.join(of_ranks)} differed between ranks: all ranks continue with rank 0's")
         return
     mine = _of_rank(arrays, worker.ranks.rank)
+    _fill({name: tensor for name, tensor in hook_states(worker).items() if name in mine}, mine)
     restore_torch(mine, worker.device)
     worker.reward_normalizer.returns[:] = mine["discounted_returns"]
     of_episodes = {

@@ -196,6 +196,8 @@ def _why_not(config: Config, ranks: Communicator, networks: ActorCritic, flat: F
         return "only one of them is trained"
     if config.train_pi_epochs != config.train_v_epochs or config.target_kl > 0:
         return "the policy's updates and the value's may end at different points"
+    if any(hook.has("on_update") for hook in config.hooks):
+        return "a hook's on_update gets the statistics of both"
     if networks.network_buffers():
         return "they have buffers, which change with a rank's samples"
     return None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppo_mpi_base.config import COEFFICIENTS
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
-from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.hooks import Hooks, by_name
 
 if TYPE_CHECKING:
     from ppo_mpi_base.learner import Learner
@@ -33,8 +33,7 @@ def checked_states(hooks: Sequence[Hooks]) -> States:
         ConfigurationError: one cannot be saved in a checkpoint and restored from it.
     """
     found: States = {}
-    for hook in hooks:
-        kind = type(hook).__name__
+    for kind, hook in by_name(hooks).items():
         if not callable(hook.state):
             raise ConfigurationError(f"{kind}.state is a method of Hooks: give the attribute another name")
         state: Any = hook.state()
@@ -147,9 +146,14 @@ def check_hooked(worker: Worker, rollout: Rollout) -> None:
     """Check a rollout after hooks have changed it, on this rank.
 
     Raises:
-        ConfigurationError: minibatches cannot be taken from `rollout.extras`.
+        ConfigurationError: minibatches cannot be taken from `rollout.extras`, or rewards have a gradient.
         TrainingError: a reward is no longer finite.
     """
+    if rollout.rewards.requires_grad:
+        raise ConfigurationError(
+            "on_rollout: rollout.rewards depend on parameters now: detach() what you add to them, or compute it under "
+            "torch.no_grad()"
+        )
     if not rollout.rewards.isfinite().all():
         raise TrainingError(
             f"on_rollout: a hook has made rollout.rewards infinite or NaN: rank {worker.ranks.rank}, iteration "

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
+from collections.abc import Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,13 @@ class Hooks:
         """
         return losses
 
+    def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Run before each optimizer step: change `worker.learning_rates` or `worker.coefficients` during an iteration.
+
+        `statistics` has the losses and statistics of the update's samples, equal on all ranks. With this method, all
+        ranks train both networks: see `divide_networks`.
+        """
+
     def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Run after the updates of each iteration: change `worker.learning_rates` or `worker.coefficients`.
 
@@ -58,16 +67,35 @@ class Hooks:
         """Run once, after the last iteration, even of an interrupted run: close what you opened."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that hold what this hook learns, by name: checkpoints save them and restore into them."""
+        """Return the tensors that hold what this hook learns, by name: checkpoints save them and restore into them.
+
+        They may differ between ranks, such as a buffer of own samples: each rank gets back its own. A run that is
+        resumed on another number of ranks gives all ranks those of rank 0.
+        """
         return {}
 
     def does_something(self) -> bool:
         """Return whether this object has a method that runs at some point, or a state."""
-        methods = {name: getattr(self, name) for name in (*MOMENTS, "state")}
-        return any(getattr(own, "__func__", own) is not getattr(Hooks, name) for name, own in methods.items())
+        return any(self.has(name) for name in (*MOMENTS, "state"))
+
+    def has(self, name: str) -> bool:
+        """Return whether this object has a method of its own with this name of a method of `Hooks`."""
+        own = getattr(self, name)
+        return getattr(own, "__func__", own) is not getattr(Hooks, name)
 
 
 MOMENTS = tuple(name for name in vars(Hooks) if name.startswith("on_"))
+
+
+def by_name(hooks: Sequence[Hooks]) -> dict[str, Hooks]:
+    """Return hooks by the names of their classes; the second of a class gets a 2, and so on."""
+    named: dict[str, Hooks] = {}
+    of_class: Counter[str] = Counter()
+    for hook in hooks:
+        kind = type(hook).__name__
+        of_class[kind] += 1
+        named[kind if of_class[kind] == 1 else f"{kind} {of_class[kind]}"] = hook
+    return named
 
 
 def _plain(name: str) -> str:

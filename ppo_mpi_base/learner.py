@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Learner:
         division: which ranks train which network; known from the first update on.
         rollout: the rollout of the current updates.
         update: the minibatches of the current update.
+        before_step: called with an update's statistics before its optimizer step: `Hooks.on_update`.
         stopped_by_kl: whether the KL stop has ended the policy's updates in this iteration.
     """
 
@@ -73,6 +74,7 @@ class Learner:
         self.learning_rates = {"policy": config.pi_lr, "value": config.vf_lr}
         self.gradient_limits = {"policy": config.pi_grad_clip, "value": config.v_grad_clip}
         self.epochs = {"policy": config.train_pi_epochs, "value": config.train_v_epochs}
+        self.before_step: list[Callable[[dict[str, float]], None]] = []
         self.idle: frozenset[str] = frozenset()
         self.stopped_by_kl = self.not_finite = False
         self.loss_names: list[str] = []
@@ -213,6 +215,9 @@ class Learner:
             if not self.division.idle:
                 health.raise_not_finite(self)
             return  # the ranks that train the other network do not know yet
+        for call in self.before_step:
+            call(dict(statistics))
+            health.check_rates_and_coefficients(self)
         scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
         self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
         self.reports.seconds["learning"] += time.perf_counter() - started

@@ -54,7 +54,13 @@ class Communicator:
             self._call("sum_", self._comm.Allreduce, MPI.IN_PLACE, array, MPI.SUM)
 
     def mean_(self, array: np.ndarray) -> None:
-        """Replace each element with its mean over ranks; floats, else like `sum_`. Collective: call on all ranks."""
+        """Replace each element with its mean over ranks; floats, else like `sum_`. Collective: call on all ranks.
+
+        Raises:
+            ConfigurationError: the array holds integers.
+        """
+        if array.dtype.kind != "f":  # on one rank too, where nothing else would fail
+            raise ConfigurationError(f"mean_: the array must hold floats, not {array.dtype}")
         if self._comm is not None:
             self.sum_(array)
             array /= self.size

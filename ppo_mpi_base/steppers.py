@@ -198,7 +198,7 @@ class Vector:
         seeds: Any = np.array([first_seed(self.seed, self.fit.first + i, episode) for i in range(n)], dtype=object)
         try:
             observations, infos = self.vector.reset(seed=seeds)
-        except gym.error.Error as error:
+        except (gym.error.Error, TypeError, ValueError) as error:
             raise self._unfit(f"reset(seed=...) does not accept a sequence of seeds: {error}") from error
         for i in range(n):
             out[i] = self.fit(i, _at(observations, i))
@@ -212,7 +212,13 @@ class Vector:
         ended = {i: bool(terminated[i]) for i in np.flatnonzero(np.logical_or(terminated, truncated)).tolist()}
         final_observations = {}
         if self.same_step:
-            final_observations = {i: np.array(self.fit(i, infos["final_obs"][i]), dtype=out.dtype) for i in ended}
+            finals = infos.get("final_obs")
+            if ended and finals is None:
+                raise self._unfit(
+                    "under SAME_STEP, step() must return infos['final_obs'], in which element i is the last "
+                    "observation of ended episode i"
+                )
+            final_observations = {i: np.array(self.fit(i, _at(finals, i)), dtype=out.dtype) for i in ended}
         fit, exact = self.fit, self.fit.exact
         fits = np.shape(self.observations) == out.shape and (exact is None or self.observations.dtype == exact)
         if fits and fit.hook is None and fit.choices is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -99,6 +100,7 @@ class Worker:
         self._wanted = 0.0
         self._external_loss: float | None = None
         self.learner = Learner(config, ranks, self.actor_critic, loss_fn, self.reports)
+        self.learner.before_step = [partial(hook.on_update, self) for hook in config.hooks if hook.has("on_update")]
         self.flat = self.learner.flat
         self._prepare_rollouts()
         self._begin()
@@ -171,7 +173,7 @@ class Worker:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Slice name ("policy", "value") -> learning rate; hooks may change it between iterations."""
+        """Slice name ("policy", "value") -> learning rate; hooks may change it between updates."""
         return self.learner.learning_rates
 
     @learning_rates.setter
@@ -180,7 +182,7 @@ class Worker:
 
     @property
     def coefficients(self) -> dict[str, Tensor]:
-        """Name -> 0-d tensor, for loss functions to read; hooks may `fill_` them between iterations."""
+        """Name -> 0-d tensor, for loss functions to read; hooks may `fill_` them between updates."""
         return self.learner.coefficients
 
     def standardize(self, advantages: Tensor) -> Tensor:

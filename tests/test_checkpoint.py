@@ -97,7 +97,7 @@ class Watch(Hooks):
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
         if worker.iteration == self.last:
             raise TrainingError("enough")
-        names = ("parameters", "adam/first_moment", "adam/second_moment", "adam/steps", "hook0/learned")
+        names = ("parameters", "adam/first_moment", "adam/second_moment", "adam/steps", "hooks/Watch/learned")
         state = package.state(worker)
         self.states.append({name: state[name].detach().numpy().copy() for name in names})
         with torch.no_grad():
@@ -153,8 +153,35 @@ def test_hooks_and_optimizer_continue(tmp_path):
     assert len(watch.states) == WHOLE - HALF
     for name, array in watch.states[0].items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
-    np.testing.assert_array_equal(watch.states[0]["hook0/learned"], [HALF] * 3)
+    np.testing.assert_array_equal(watch.states[0]["hooks/Watch/learned"], [HALF] * 3)
     assert watch.states[0]["adam/steps"].min() > 0
+
+
+class CountsOnes(Hooks):
+    """Counts iterations."""
+
+    step = 1
+
+    def on_start(self, worker: Worker) -> None:
+        self.count = torch.zeros(1)
+
+    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
+        self.count += self.step
+
+    def state(self) -> dict[str, Tensor]:
+        return {"count": self.count}
+
+
+class CountsHundreds(CountsOnes):
+    step = 100
+
+
+def test_hooks_in_another_order_get_back_their_own_states(tmp_path):
+    with pytest.raises(TrainingError, match="enough"):
+        train(tmp_path, hooks=[CountsOnes(), CountsHundreds(), CountsOnes(), Watch(HALF)])
+    again: list[CountsOnes] = [CountsHundreds(), CountsOnes(), CountsOnes()]
+    train(tmp_path, hooks=again)
+    assert [hook.count.item() for hook in again] == [100 * WHOLE, WHOLE, WHOLE]
 
 
 def sync(env_fn: Callable[..., gymnasium.Env], n: int, **env_kwargs: Any) -> SyncVectorEnv:
@@ -349,7 +376,7 @@ class Scales(nn.Module):
         ({"env_fn": Bounded}, "observation spaces are not this run's"),
         ({"normalize_observations": False}, r"normalized observations are not this run's \(True instead of False\)"),
         ({"hooks": ()}, None),  # a hook's state that nobody wants is no reason to stop
-        ({"hooks": [Watch(), Watch()]}, "hook1/learned has shape None, but this run's"),
+        ({"hooks": [Watch(), Watch()]}, "this run's hooks/Watch 2/learned has shape .3,., but the checkpoint has none"),
     ],
     ids=["wider", "as many", "action space", "observation space", "normalization", "fewer hooks", "more hooks"],
 )

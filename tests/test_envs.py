@@ -302,6 +302,24 @@ class TestVectorEnvironments:
         with pytest.raises(ConfigurationError, match="does not accept a sequence of seeds.*use SyncVectorEnv"):
             rank(vector).reset(np.zeros((2, 4), np.float32))
 
+    def test_that_fail_on_a_sequence_of_seeds(self):
+        class Single(SyncVectorEnv):
+            def reset(self, *, seed=None, options=None):
+                return super().reset(seed=int(seed), options=options)
+
+        with pytest.raises(ConfigurationError, match="does not accept a sequence of seeds.*use SyncVectorEnv"):
+            rank(Single(scripted(2))).reset(np.zeros((2, 4), np.float32))
+
+    def test_without_the_last_observations(self):
+        class Forgetful(SyncVectorEnv):
+            def step(self, actions):
+                *stepped, infos = super().step(actions)
+                infos.pop("final_obs", None)
+                return *stepped, infos
+
+        with pytest.raises(ConfigurationError, match=r"under SAME_STEP, step\(\) must return infos\['final_obs'\]"):
+            play(rank(Forgetful(scripted(2), autoreset_mode=SAME_STEP)), box_actions(20, 2))
+
     def test_that_reset_more_than_they_should(self):
         class Careless(SyncVectorEnv):
             def reset(self, *, seed=None, options=None):

@@ -32,6 +32,8 @@ def test_one_rank_changes_nothing() -> None:
     for method in (communicator.sum_, communicator.mean_, communicator.min_, communicator.broadcast_):
         method(array)
         np.testing.assert_array_equal(array, [1.5, np.nan, -2.0])
+    with pytest.raises(ConfigurationError, match="mean_: the array must hold floats, not int64"):
+        communicator.mean_(np.array([1, 2]))
     assert communicator.max(-3.0) == communicator.min(-3.0) == -3.0
     value = object()
     assert communicator.gather_all(value) == [value]

@@ -29,8 +29,9 @@ from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.policies import ActorCritic
 from ppo_mpi_base.ppo import PPO, ppo_losses
-from ppo_mpi_base.rollout import Rollout
+from ppo_mpi_base.rollout import Batch, Rollout
 from ppo_mpi_base.saved_policy import load_policy
 from ppo_mpi_base.worker import Result, Worker
 from tests.scripted import FaultyEnv, ScriptedEnv
@@ -283,6 +284,29 @@ def test_a_learning_rate_of_0_learns_nothing(tmp_path: Path) -> None:
     first, last = watch.states[0], watch.worker.actor_critic.state_dict()
     assert torch.equal(first["network.1.weight"], last["network.1.weight"])
     assert not torch.equal(first["value_network.1.weight"], last["value_network.1.weight"])
+
+
+def test_a_hook_sets_rates_and_coefficients_before_each_update(tmp_path: Path) -> None:
+    class Schedule(Hooks):
+        def __init__(self) -> None:
+            self.seen: list[tuple[float, float, Tensor]] = []
+
+        def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.seen.append((statistics["kl"], statistics["entropy_coef"], worker.flat.data.clone()))
+            worker.learning_rates = dict.fromkeys(worker.learning_rates, 1e-3 * (len(self.seen) % 2))
+            worker.coefficients["entropy_coef"].fill_(0.5 / len(self.seen))
+
+    def losses(actor_critic: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]) -> Any:
+        losses, statistics = ppo_losses(actor_critic, batch, coefficients)
+        return losses, {**statistics, "entropy_coef": coefficients["entropy_coef"] + 0.0}
+
+    schedule = Schedule()
+    train(tmp_path, hooks=[schedule], loss_fn=losses, entropy_coef=0.5, train_batch_size=4)
+    kls, coefficients, parameters = zip(*schedule.seen, strict=True)
+    assert len(kls) == 4 * 2 * 4 and kls[0] == 0 and kls[2] > 0
+    assert coefficients == pytest.approx([0.5, *(0.5 / k for k in range(1, len(kls)))])
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(parameters)]
+    assert moved == [k % 2 == 0 for k in range(len(moved))], "each second rate is 0"
 
 
 def test_training_begins_after_the_delay(tmp_path: Path) -> None:
@@ -654,6 +678,16 @@ def test_an_env_fn_that_takes_no_such_keyword_is_told(tmp_path: Path) -> None:
             r"extras\['bonus'\] .* \(16, 1\), not \(16,\)",
         ),
         ("on_rollout", lambda w, r: r.extras.update(bonus=[1.0]), r"extras\['bonus'\] must be a tensor .*, not list"),
+        (
+            "on_rollout",
+            lambda w, r: r.rewards.add_(w.actor_critic.log_std.sum()),
+            r"on_rollout: rollout.rewards depend on parameters now: detach\(\)",
+        ),
+        (
+            "on_update",
+            lambda w, row: w.learning_rates.update(policy=math.nan),
+            r"worker.learning_rates\['policy'\]=nan: .* numbers of at least 0",
+        ),
         ("on_iteration", lambda w, row: row.update({1: 2.0}), r"statistics\[1\]: the name must be a str"),
         ("on_iteration", lambda w, row: w.actor_critic.zero_grad(), r"never call zero_grad\(\)"),
     ],

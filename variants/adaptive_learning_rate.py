@@ -14,7 +14,10 @@ from ppo_mpi_base.worker import Result, Worker
 
 
 class AdaptiveLearningRate(Hooks):
-    """Divides the policy's learning rate by 1.5 if the KL is above twice the target, multiplies it if below half."""
+    """Before each update, divides the learning rates by 1.5 if its KL is above twice the target.
+
+    Multiplies them by 1.5 if the KL is below half of it.
+    """
 
     def __init__(self, target: float = 0.01, lowest: float = 1e-5, highest: float = 1e-2) -> None:
         self.target, self.lowest, self.highest = target, lowest, highest
@@ -24,10 +27,8 @@ class AdaptiveLearningRate(Hooks):
         self.began_with = torch.tensor(worker.config.pi_lr, dtype=torch.float64)
         self.rate = self.began_with.clone()
 
-    def on_iteration(self, worker: Worker, statistics: dict[str, float]) -> None:
-        """Compare the last epoch's KL, which is equal on all ranks, with the target."""
-        if "kl" not in statistics:  # nothing was learned in this iteration
-            return
+    def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
+        """Compare the KL of the update's samples, which is equal on all ranks, with the target."""
         if self.began_with.item() != worker.config.pi_lr:  # resumed with another `pi_lr`, which counts from then on
             self.began_with.fill_(worker.config.pi_lr)
             self.rate.fill_(worker.config.pi_lr)
@@ -37,7 +38,7 @@ class AdaptiveLearningRate(Hooks):
         elif statistics["kl"] < self.target / 2:
             rate = min(self.highest, rate * 1.5)
         self.rate.fill_(rate)
-        worker.learning_rates["policy"] = rate
+        worker.learning_rates = dict.fromkeys(worker.learning_rates, rate)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run needs."""
@@ -45,7 +46,7 @@ class AdaptiveLearningRate(Hooks):
 
 
 def adaptive_ppo(target: float = 0.01, hooks: Sequence[Hooks] = (), **keywords: Any) -> Result:
-    """Train like `PPO(**keywords)`, but with the adaptive learning rate, which starts at `pi_lr`."""
+    """Train like `PPO(**keywords)`, but with the adaptive learning rate of both networks, which starts at `pi_lr`."""
     return PPO(hooks=[AdaptiveLearningRate(target), *hooks], **keywords)
 
 

@@ -80,7 +80,12 @@ def policy_alone(actor_critic, batch, coefficients):
     return {"policy": losses["policy"]}, {"kl": statistics["kl"], "mean_value": values.mean()}
 
 
-def train(divide, env_id="Pendulum-v1", **keywords):
+class Looks(Hooks):
+    def on_update(self, worker, statistics):
+        assert statistics.keys() >= {"policy_loss", "value_loss", "kl"}
+
+
+def train(divide, env_id="Pendulum-v1", further=(), **keywords):
     recorder = Recorder()
     given = {
         "total_steps": 128 * 3,
@@ -102,7 +107,7 @@ def train(divide, env_id="Pendulum-v1", **keywords):
         **keywords,
     }
     PPO(env_fn=lambda: gymnasium.make(env_id), network_fn=mlp, value_network_fn=mlp, divide_networks=divide,
-        hooks=[recorder], **given)
+        hooks=[recorder, *further], **given)
     return recorder
 
 
@@ -149,6 +154,7 @@ CANNOT = {
     "loss_fn=of_both": "computed from both: policy_loss",
     "loss_fn=policy_alone": "one of them has no loss",
     "target_kl=0.1": "the policy's updates and the value's may end at different points",
+    "further=[Looks()]": "a hook's on_update gets the statistics of both",
     "train_v_epochs=4": "the policy's updates and the value's may end at different points",
 }
 

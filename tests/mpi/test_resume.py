@@ -156,6 +156,57 @@ def test_a_run_continues_on_more_and_on_fewer_ranks(tmp_path, capsys):
     assert checkpoint(tmp_path)[0]["total_steps"] == 9 * WHOLE * T * N
 
 
+OWN = """
+import sys
+from pathlib import Path
+
+import torch
+
+from ppo_mpi_base.hooks import Hooks
+from ppo_mpi_base.mpi import world
+from ppo_mpi_base.ppo import PPO
+from tests.resuming import HALF, T, N, WHOLE, keywords
+
+
+class Own(Hooks):
+    # Has a tensor that differs between ranks, and one that does not.
+    def on_start(self, worker):
+        self.own, self.common = torch.full((2,), -1.0), torch.zeros(1)
+
+    def on_rollout(self, worker, rollout):
+        expected = -1.0 if worker.iteration == 0 else 10.0 * worker.iteration + (worker.ranks.rank if exact else 0)
+        assert self.own.tolist() == [expected] * 2, (worker.ranks.rank, worker.iteration, self.own)
+        assert self.common.item() == worker.iteration
+        self.own.fill_(10.0 * (worker.iteration + 1) + (worker.ranks.rank if exact else 0))
+        self.common += 1
+
+    def state(self):
+        return {"own": self.own, "common": self.common}
+
+
+steps, exact = int(sys.argv[2]), sys.argv[3] == "exact"
+PPO(**{**keywords("CartPole", Path(sys.argv[1]), hooks=[Own()], quiet=False), "total_steps": steps * T * N})
+"""
+
+
+def test_each_rank_gets_back_its_own_hook_states(tmp_path):
+    for iterations in (2 * HALF, 2 * WHOLE):
+        done = launch(OWN, 2, str(tmp_path), str(iterations), "exact", timeout=SLOW)
+        assert done.code == 0, done.stderr
+    _, arrays = checkpoint(tmp_path)
+    found = {name: array.tolist() for name, array in arrays.items() if "Own" in name}
+    last = 10.0 * WHOLE
+    assert found == {
+        "hooks/Own/own": [last] * 2,
+        "hooks/Own/common": [WHOLE],
+        "rank0/hooks/Own/own": [last] * 2,
+        "rank1/hooks/Own/own": [last + 1] * 2,
+    }
+    fewer = launch(OWN, 1, str(tmp_path), str(2 * WHOLE + 1), "of rank 0", timeout=SLOW)
+    assert fewer.code == 0, fewer.stderr
+    assert "hooks/Own/own differed between ranks: all ranks continue with rank 0's" in fewer.stdout
+
+
 ENDLESS = """
 import os
 import sys
