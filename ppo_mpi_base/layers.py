@@ -53,9 +53,10 @@ WITH_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 def describe(network: nn.Module) -> dict[str, Any] | None:
     """Return a network of these layers and containers, at any depth, as data for JSON; None if it has any other.
 
-    A layer with forward hooks counts as another: they may change what it does, as `nn.utils.spectral_norm`'s does.
+    A layer with forward hooks counts as another: they may change what it does, as `nn.utils.spectral_norm`'s does. So
+    does a network with a `distribution` of its own.
     """
-    if network._forward_hooks or network._forward_pre_hooks:
+    if network._forward_hooks or network._forward_pre_hooks or hasattr(network, "distribution"):
         return None
     if type(network) in CONTAINERS:
         parts = {name: describe(layer) for name, layer in network._modules.items() if layer is not None}

@@ -22,7 +22,12 @@ from ppo_mpi_base.parts import Parts
 
 
 class Distribution(Protocol):
-    """A policy's action distributions for a batch of B observations."""
+    """A policy's action distributions for a batch of B observations.
+
+    A policy network that has a method `distribution(outputs)` chooses its own: `outputs` is what its `forward` returned
+    (of a network for both, the first of the two), in the default dtype. For a Box, the noise is standard normal and has
+    the shape of the actions; for a Discrete space with n actions it is standard Gumbel, (B, n).
+    """
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return actions (B, ...), a deterministic function of the parameters and `noise` (B, ...)."""
@@ -39,7 +44,7 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normal distributions with means (B, *shape) and logarithms of standard deviations (*shape)."""
+    """Independent normal distributions with means (B, *shape), and log standard deviations (*shape) or (B, *shape)."""
 
     mean: Tensor
     log_std: Tensor
@@ -59,7 +64,10 @@ class Gaussian:
 
     def entropy(self) -> Tensor:
         """Return differential entropies (B,): the sum of `log_std + log(2 pi e) / 2`."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(self.mean))
+        entropy = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
+        if self.log_std.dim() == self.mean.dim():  # one for each observation
+            return entropy.reshape(len(self.mean), -1).sum(-1)
+        return entropy.sum().expand(len(self.mean))
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class ActorCritic(nn.Module):
 
     Args:
         network: observations (B, ...) -> means or logits (B, act_dim); if `value_network` is None, a tuple of these
-            and values (B, 1) or (B,).
+            and values (B, 1) or (B,). With a method `distribution` of its own, any other tensor (B, ...).
         value_network: observations (B, ...) -> (B, 1) or (B,).
         observation_space: Box; Discrete, which networks see as one-hot vectors; or `Parts`, which they see as dicts.
         action_space: Box or Discrete.
@@ -156,8 +164,10 @@ class ActorCritic(nn.Module):
         self.action_space = action_space
         self.normalize_observations = normalize_observations
         self.precision = precision
+        self.output_shape: tuple[int, ...] = (action_dim(action_space),)
         if isinstance(action_space, Box):
-            self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
+            if not self.chooses_distribution:
+                self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
             self.register_buffer("action_low", _inner(action_space.low, math.inf))
             self.register_buffer("action_high", _inner(action_space.high, -math.inf))
         if normalize_observations:
@@ -168,6 +178,11 @@ class ActorCritic(nn.Module):
                 )
             self.register_buffer("observation_mean", torch.zeros(observation_space.shape, dtype=torch.float64))
             self.register_buffer("observation_std", torch.ones(observation_space.shape, dtype=torch.float64))
+
+    @property
+    def chooses_distribution(self) -> bool:
+        """Whether the policy network has a method `distribution`."""
+        return callable(getattr(self.network, "distribution", None))
 
     @property
     def device(self) -> torch.device:
@@ -196,11 +211,10 @@ class ActorCritic(nn.Module):
 
         Everything else about it, such as its weights, is unchanged.
         """
-        networks = {"policy": (self.network, action_dim(self.action_space)), "value": (self.value_network, 1)}
-        network, width = networks[name]
+        network, shape = {"policy": (self.network, self.output_shape), "value": (self.value_network, (1,))}[name]
         attributes = vars(network)  # not by setattr, which module wrappers pass on to what they wrap
         own = attributes.get("forward")  # a wrapper's; other modules use their class's
-        attributes["forward"] = lambda seen: _first(seen).new_zeros(len(_first(seen)), width)
+        attributes["forward"] = lambda seen: _first(seen).new_zeros(len(_first(seen)), *shape)
         try:
             yield
         finally:
@@ -237,6 +251,8 @@ class ActorCritic(nn.Module):
         return tuple(x.to(dtype) for x in outputs) if isinstance(outputs, tuple) else outputs.to(dtype)
 
     def _distribution(self, output: Tensor) -> Distribution:
+        if self.chooses_distribution:
+            return self.network.distribution(output)  # type: ignore[operator]
         if isinstance(self.action_space, Discrete):
             return Categorical(output)
         return Gaussian(output.reshape(-1, *self.log_std.shape), self.log_std)
@@ -304,7 +320,7 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
     """Run both networks on a batch of observations (B, ...) and compare their outputs with the action space.
 
     Raises:
-        ConfigurationError: a network fails, or its output has the wrong shape.
+        ConfigurationError: a network or its distribution fails, or what it returns has the wrong shape.
     """
     seen = actor_critic.preprocess(observations)
     wanted = action_dim(actor_critic.action_space)
@@ -316,7 +332,10 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
         )
     policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
     batch = len(observations)
-    if _shape(policy_output) != (batch, wanted):
+    if actor_critic.chooses_distribution:
+        _check_distribution(actor_critic, policy_output)
+        actor_critic.output_shape = tuple(policy_output.shape[1:])
+    elif _shape(policy_output) != (batch, wanted):
         raise ConfigurationError(
             f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations {_shape(seen)}; "
             f"{actor_critic.action_space} needs ({batch}, {wanted})"
@@ -327,6 +346,33 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
             f"{name}: the module returns values of shape {_shape(values)} for {batch} observations; "
             f"it must be ({batch}, 1) or ({batch},)"
         )
+
+
+def _check_distribution(actor_critic: ActorCritic, outputs: Tensor) -> None:
+    """Call everything that training needs from a network's own distribution, and compare the shapes."""
+    if not isinstance(outputs, Tensor):
+        raise ConfigurationError(
+            f"network_fn: the module returns {type(outputs).__name__}; a module with a method distribution must return "
+            "one tensor (B, ...), which distribution gets"
+        )
+    space, batch = actor_critic.action_space, len(outputs)
+    noise = torch.as_tensor(action_noise(space, np.random.default_rng(0), batch), dtype=outputs.dtype)
+    try:
+        with torch.no_grad():
+            policy: Any = actor_critic.network.distribution(outputs)  # type: ignore[operator]
+            actions = policy.sample(noise.to(outputs.device))
+            found = {"sample(noise)": actions, "mode()": policy.mode()}
+            found |= {"log_prob(actions)": policy.log_prob(actions), "entropy()": policy.entropy()}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigurationError(f"network_fn: the module's distribution fails: {reason}") from error
+    for name, returned in found.items():
+        wanted = (batch, *(space.shape or ())) if name in ("sample(noise)", "mode()") else (batch,)
+        if _shape(returned) != wanted:
+            raise ConfigurationError(
+                f"network_fn: {name} of the module's distribution has shape {_shape(returned)} for {batch} "
+                f"observations; it must be {wanted}"
+            )
 
 
 def _shape(found: Any) -> Any:

@@ -72,6 +72,7 @@ def save_policy(config: Config, which: str, actor_critic: ActorCritic, total_ste
         "policy_kwargs": {name: repr(value) for name, value in config.policy_kwargs.items()},
         "network": layers.describe(actor_critic.network),
         "gives_value": actor_critic.value_network is None,
+        "chooses_distribution": actor_critic.chooses_distribution,
     }
     # The description first: tensors without one could not be loaded. A kill between the two leaves older tensors, which
     # also fit it, and record for themselves when they were saved.
@@ -177,6 +178,9 @@ def _built(
     policy = ActorCritic(
         network, stand_in, observation_space, action_space, normalize_observations=normalize, precision=precision
     )
+    if policy.chooses_distribution != description.get("chooses_distribution", False):
+        how = "has a" if policy.chooses_distribution else "lacks the"
+        raise ConfigurationError(f"load_policy: network_fn's module {how} method distribution, unlike in training")
     return SavedPolicy(policy, path.name, total_steps, episode_return, hooked)
 
 

@@ -62,12 +62,12 @@ class Both(nn.Module):
         return self.pi(x), self.v(x)
 
 
-@given(seed=seeds, batch=st.integers(1, 5), shape=shapes)
-@settings(max_examples=30, deadline=None)
-def test_a_gaussian_is_torchs(seed: int, batch: int, shape: tuple[int, ...]) -> None:
+@given(seed=seeds, batch=st.integers(1, 5), shape=shapes, one_each=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_gaussian_is_torchs(seed: int, batch: int, shape: tuple[int, ...], one_each: bool) -> None:
     random = torch.Generator().manual_seed(seed)
     mean, actions = (torch.randn(batch, *shape, generator=random, dtype=torch.float64) for _ in range(2))
-    log_std = torch.randn(shape, generator=random, dtype=torch.float64)
+    log_std = torch.randn((batch, *shape) if one_each else shape, generator=random, dtype=torch.float64)
     mine = Gaussian(mean, log_std)
     theirs = Independent(Normal(mean, log_std.exp().expand(mean.shape)), len(shape))
     torch.testing.assert_close(mine.log_prob(actions), theirs.log_prob(actions), rtol=1e-10, atol=1e-10)
@@ -289,6 +289,62 @@ def test_networks_of_a_wrong_shape_are_told_at_once(network: Any, value_network:
     with pytest.raises(ConfigurationError, match=text) as raised:
         check_networks(ActorCritic(network, value_network, BOX4, Discrete(3)), torch.zeros(2, 4))
     assert "\n" not in str(raised.value)
+
+
+class Choosing(nn.Module):
+    """Chooses a distribution made by a function of its outputs."""
+
+    def __init__(self, make: Any, outputs: int = 2) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(4, outputs), make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def distribution(self, outputs: Tensor) -> Any:
+        return self.make(outputs)
+
+
+class Flat(Gaussian):
+    """Forgets to sum over action dimensions."""
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return -actions.square()
+
+
+def both_of(outputs: Tensor) -> Gaussian:
+    return Gaussian(*outputs.chunk(2, -1))
+
+
+def test_a_network_chooses_its_distribution() -> None:
+    policy = ActorCritic(Choosing(both_of), mlp(4), BOX4, Box(-1.0, 1.0, (1,)), initial_log_std=-3.0)
+    seen = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    check_networks(policy, seen)
+    assert "log_std" not in policy.state_dict(), "nothing would train it"
+    mean, log_std = policy.network(seen).chunk(2, -1)
+    theirs = Independent(Normal(mean, log_std.exp()), 1)
+    actions = policy.policy(seen).sample(torch.ones(5, 1))
+    torch.testing.assert_close(actions, mean + log_std.exp())
+    torch.testing.assert_close(policy.policy(seen).log_prob(actions), theirs.log_prob(actions))
+    torch.testing.assert_close(policy.policy_and_value(seen)[0].entropy(), theirs.entropy())
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (Choosing(lambda outputs: outputs), "the module's distribution fails: AttributeError: .*sample"),
+        (Choosing(lambda outputs: Flat(*outputs.chunk(2, -1))), r"log_prob\(actions\) .* shape \(3, 1\) .* be \(3,\)"),
+        (
+            Choosing(lambda outputs: Gaussian(outputs, outputs)),
+            r"sample\(noise\) .* shape \(3, 2\) .* must be \(3, 1\)",
+        ),
+        (type("Two", (Choosing,), {"forward": lambda self, x: (x, x)})(both_of), "returns tuple; .* one tensor"),
+    ],
+)
+def test_what_is_wrong_with_a_networks_own_distribution_is_told(network: nn.Module, text: str) -> None:
+    policy = ActorCritic(network, mlp(4), BOX4, Box(-1.0, 1.0, (1,)))
+    with pytest.raises(ConfigurationError, match=f"^network_fn: .*{text}"):
+        check_networks(policy, torch.zeros(3, 4))
 
 
 def test_good_networks_pass() -> None:

@@ -29,7 +29,7 @@ from ppo_mpi_base.flat_parameters import FlatParameters
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.networks import mlp
-from ppo_mpi_base.policies import ActorCritic
+from ppo_mpi_base.policies import ActorCritic, Gaussian
 from ppo_mpi_base.ppo import PPO, ppo_losses
 from ppo_mpi_base.rollout import Batch, Rollout
 from ppo_mpi_base.saved_policy import load_policy
@@ -200,6 +200,42 @@ def test_a_saved_policy_acts_as_the_one_that_was_trained(tmp_path: Path) -> None
         with torch.no_grad():
             wanted = trained.to_environment(trained.policy(observation[None]).mode())[0]
         np.testing.assert_array_equal(policy(observation.numpy()), wanted.numpy())
+
+
+class StateDependent(nn.Module):
+    """Chooses normal distributions whose standard deviations depend on the observation."""
+
+    def __init__(self, obs_dim: int, act_dim: int) -> None:
+        super().__init__()
+        self.layers = mlp(obs_dim, 2 * act_dim, (8,))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.layers(seen)
+
+    def distribution(self, outputs: Tensor) -> Gaussian:
+        mean, log_std = outputs.chunk(2, -1)
+        return Gaussian(mean, log_std.clamp(-2, 1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_distribution_of_ones_own_is_trained_and_saved(tmp_path: Path, compiled: bool) -> None:
+    watch = Watch()
+    pendulum = partial(gymnasium.make, "Pendulum-v1")
+    train(tmp_path, env_fn=pendulum, network_fn=StateDependent, entropy_coef=0.1, hooks=[watch], compile=compiled)
+    trained, last = watch.worker.actor_critic, watch.rollouts[-1]
+    before = ActorCritic(StateDependent(3, 1), small(3), trained.observation_space, trained.action_space)
+    before.load_state_dict(watch.states[-1])
+    observations, actions = (last[name].flatten(0, 1) for name in ("observations", "actions"))
+    torch.testing.assert_close(before.policy(observations).log_prob(actions), last["log_probs"].flatten(0, 1))
+    assert all(not torch.equal(watch.states[0][name], x) for name, x in watch.states[-1].items() if "weight" in name)
+    with pytest.raises(ConfigurationError, match="a network of your own class: give network_fn"):
+        load_policy(tmp_path / "saved", "latest")
+    with pytest.raises(ConfigurationError, match="network_fn's module lacks the method distribution"):
+        load_policy(tmp_path / "saved", "latest", network_fn=small)
+    policy = load_policy(tmp_path / "saved", "latest", network_fn=StateDependent)
+    with torch.no_grad():
+        wanted = trained.to_environment(trained.policy(observations[:1]).mode())[0]
+    np.testing.assert_array_equal(policy(observations[0].numpy()), wanted.numpy())
 
 
 # Updates.

@@ -21,6 +21,7 @@ import torch
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.networks import mlp
+from ppo_mpi_base.policies import Gaussian
 from ppo_mpi_base.ppo import PPO, ppo_losses
 
 ranks, directory = world(), sys.argv[1]
@@ -80,6 +81,19 @@ def policy_alone(actor_critic, batch, coefficients):
     return {"policy": losses["policy"]}, {"kl": statistics["kl"], "mean_value": values.mean()}
 
 
+class StateDependent(torch.nn.Module):
+    # Chooses its distribution, and has more outputs than actions.
+    def __init__(self, obs_dim, act_dim):
+        super().__init__()
+        self.network = mlp(obs_dim, 2 * act_dim)
+
+    def forward(self, seen):
+        return self.network(seen)
+
+    def distribution(self, outputs):
+        return Gaussian(*outputs.chunk(2, -1))
+
+
 class Looks(Hooks):
     def on_update(self, worker, statistics):
         assert statistics.keys() >= {"policy_loss", "value_loss", "kl"}
@@ -88,6 +102,7 @@ class Looks(Hooks):
 def train(divide, env_id="Pendulum-v1", further=(), **keywords):
     recorder = Recorder()
     given = {
+        "network_fn": mlp,
         "total_steps": 128 * 3,
         "use_vectorized_envs": True,
         "num_environments": 8 // ranks.size if 8 % ranks.size == 0 else 1,
@@ -106,7 +121,7 @@ def train(divide, env_id="Pendulum-v1", further=(), **keywords):
         "quiet": True,
         **keywords,
     }
-    PPO(env_fn=lambda: gymnasium.make(env_id), network_fn=mlp, value_network_fn=mlp, divide_networks=divide,
+    PPO(env_fn=lambda: gymnasium.make(env_id), value_network_fn=mlp, divide_networks=divide,
         hooks=[recorder, *further], **given)
     return recorder
 
@@ -137,6 +152,7 @@ CASES = {
     "clipped values": "same_divided_or_not(value_clip_ratio=0.1)",
     "no training yet": "same_divided_or_not(delay_training_for_steps=128)",
     "compiled": "same_divided_or_not(compile=True)",
+    "a distribution of one's own": "same_divided_or_not(network_fn=StateDependent)",
     "a loss of one's own": "same_divided_or_not(loss_fn=swapped_names)",
 }
 
