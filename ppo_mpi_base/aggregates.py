@@ -98,7 +98,7 @@ def bootstrap_interval(
     Raises:
         ConfigurationError: draws or level is out of range.
     """
-    checked("draws", draws, Count)
+    draws = checked("draws", draws, Count)
     checked("level", level, Fraction)
     strata = [by_task(scores) for scores in samples]
     if min(len(task) for tasks in strata for task in tasks) < 2:

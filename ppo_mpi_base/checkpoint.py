@@ -77,8 +77,8 @@ class Checkpoints:
         self._written_at = time.monotonic()
         if self.directory is None:
             return
-        local = self.ranks.gather_all({**local_state(worker), **_differing(worker)})
-        failed = self.ranks.is_root and not self._saved(worker, local)
+        local = self.ranks.gather({**local_state(worker), **_differing(worker)})
+        failed = local is not None and not self._saved(worker, local)
         self.failed = self.ranks.max(float(failed)) > 0
 
     def _saved(self, worker: Worker, local: list[dict[str, np.ndarray]]) -> bool:
@@ -180,14 +180,18 @@ class Checkpoints:
         if found is None:
             return False
         facts, arrays = found
+        same_ranks = facts["ranks"] == self.ranks.size
+        of_hooks = {name: x for name, x in _of_rank(arrays, self.ranks.rank).items() if name.startswith("hooks/")}
+        if of_hooks and not same_ranks:
+            worker.reports.tell(f"{', '.join(of_hooks)} differed between ranks: all continue with rank 0's")
         try:
             _check_same(description(worker), facts)
             arrays.update(_other_coefficients(worker, facts))
-            _fill(state(worker), arrays)
-            continue_from(worker, facts, arrays)
+            _fill(state(worker), {**arrays, **(of_hooks if same_ranks else {})})
         except ConfigurationError as reason:
             error = reason
         self.ranks.raise_together(error)
+        continue_from(worker, facts, arrays)
         return True
 
 
@@ -276,8 +280,9 @@ def hook_states(worker: Worker) -> dict[str, Tensor]:
 def _differing(worker: Worker) -> dict[str, np.ndarray]:
     """Return, by name, this rank's hook states that are not the same on all ranks. Collective: call on all ranks."""
     own = {name: tensor.detach().cpu().numpy() for name, tensor in hook_states(worker).items()}
-    hashes = worker.ranks.gather_all({name: zlib.crc32(array.tobytes()) for name, array in own.items()})
-    return {name: array for name, array in own.items() if any(x.get(name) != hashes[0].get(name) for x in hashes)}
+    facts = {name: (x.dtype.str, x.shape, zlib.crc32(x.tobytes())) for name, x in own.items()}
+    of_ranks = worker.ranks.gather_all(facts)
+    return {name: array for name, array in own.items() if any(x.get(name) != facts[name] for x in of_ranks)}
 
 
 def local_state(worker: Worker) -> dict[str, np.ndarray]:
@@ -356,11 +361,8 @@ def continue_from(worker: Worker, facts: dict[str, Any], arrays: dict[str, np.nd
         was = f"{facts['ranks']} ranks x {facts['environments']} environments"
         batch = worker.config.minibatch_size * worker.ranks.size
         tell(f"resumed from {was}: episodes begin anew, updates average over {batch} samples from now on")
-        if of_ranks := [name for name in hook_states(worker) if f"rank0/{name}" in arrays]:
-            tell(f"{', '.join(of_ranks)} differed between ranks: all ranks continue with rank 0's")
         return
     mine = _of_rank(arrays, worker.ranks.rank)
-    _fill({name: tensor for name, tensor in hook_states(worker).items() if name in mine}, mine)
     restore_torch(mine, worker.device)
     worker.reward_normalizer.returns[:] = mine["discounted_returns"]
     of_episodes = {

@@ -217,7 +217,7 @@ def plot(
     Args:
         runs: Directories of runs, or directories with the runs of several seeds.
         output: Path of the pictures, without the ending.
-        labels: A name for each RUN; by default, the end of its path.
+        labels: A name for each RUN; by default, the end of its path, or the directory of several.
         axis: Agent steps, or wall-clock time.
         column: The column of progress.csv to draw, such as kl, entropy or fps.
     """
@@ -238,7 +238,7 @@ def compare(
         runs: Runs of the first idea.
         against: Runs of the second idea; "--" stands for this flag.
         output: Path of the JSON file and the pictures, without the ending.
-        labels: Names of the two ideas; by default, the ends of their paths.
+        labels: Names of the two ideas; by default, the ends of their paths, or the directories of several.
     """
     print(compare_runs(runs, against, output, labels=labels))
     path = without_ending(output, COMPARED)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,9 +147,12 @@ def reference_of(task: str, runs: Sequence[Run], references: References | None) 
     if references is None:
         return aggregates.references_of([run.values[0] for run in runs], _scores(runs))
     given = references.get(task)
-    if not (isinstance(given, Sequence) and len(given) == 2 and all(isinstance(x, numbers.Real) for x in given)):
-        raise ConfigurationError(f"references: task {task!r} must have its two scores, (low, high), not {given!r}")
-    low, high = given
+    try:
+        low, high = map(float, given)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"references: task {task!r} must have its two scores, (low, high), not {given!r}"
+        ) from error
     return low, high
 
 

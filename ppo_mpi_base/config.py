@@ -137,13 +137,13 @@ class Config:
     """Initialize layers orthogonally with gain sqrt(2); the policy's last one with 0.01, the value's last with 1. One
     network for both must then be a `networks.SharedTrunk`."""
     initial_log_std: Finite = 0.0
-    """Initial log standard deviation of the Gaussian policy."""
+    """Initial log standard deviation of the Gaussian policy; not used if the network chooses its distribution."""
 
     loss_fn: Callable[..., Any] | None = None
     """Your own objective instead of `ppo.ppo_losses`: `loss_fn(actor_critic, batch, coefficients)` returns two dicts
     of scalar tensors, losses and statistics."""
     loss_coefficients: dict[str, float] = field(default_factory=dict)
-    """More numbers that your `loss_fn` reads by name; hooks may change them between iterations."""
+    """More numbers that your `loss_fn` reads by name; hooks may change them between updates."""
     advantage_fn: Callable[..., Any] | None = None
     """Your own advantage estimate instead of `rollout.gae`: `advantage_fn(rollout, gamma, lam)` returns advantages and
     value targets, a tensor (T, N) each."""
@@ -176,7 +176,7 @@ class Config:
     long enough to repay it, and there is a C++ compiler."""
     divide_networks: Literal["auto", True, False] = "auto"
     """Let half of the ranks train the policy and half the value network, if these are separate, each on the samples of
-    two ranks: the same updates with half as many calls. "auto": if that is faster, and losses allow it."""
+    two ranks: the same updates with half as many calls. "auto": if that is faster, and losses and hooks allow it."""
     log_directory: str = "./logs/"
     """Directory for TensorBoard's file, progress.csv and the learning curve."""
     save_location: str | None = "./saved_model/"

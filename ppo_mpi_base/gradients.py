@@ -185,9 +185,13 @@ class Gradients:
     @torch.no_grad()
     def begin_rollout(self) -> None:
         """Use the current parameters for acting, and notice what hooks have changed."""
-        self._compiler.check_again()
+        self.check_again()
         for name, weight in self._weights.items():
             self._cast[name].copy_(weight)
+
+    def check_again(self) -> None:
+        """Let compiled losses notice what hooks have changed outside their tensors."""
+        self._compiler.check_again()
 
     def add(
         self, batch: Batch, coefficients: dict[str, Tensor], idle: frozenset[str], weight: float, first: bool = False

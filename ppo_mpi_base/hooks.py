@@ -70,7 +70,7 @@ class Hooks:
         """Return the tensors that hold what this hook learns, by name: checkpoints save them and restore into them.
 
         They may differ between ranks, such as a buffer of own samples: each rank gets back its own. A run that is
-        resumed on another number of ranks gives all ranks those of rank 0.
+        resumed on another number of ranks gives all ranks those of rank 0, if their shapes fit.
         """
         return {}
 

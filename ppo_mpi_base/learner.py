@@ -207,7 +207,7 @@ class Learner:
         limit = KL_TOLERANCE * self.config.target_kl
         if limit > 0 and statistics["kl"] > limit:
             self.stopped_by_kl = True
-        names = self._moving()
+        names = self.moving()
         norms = {name: self.flat.norm(name) for name in names}
         self._epoch_statistics.append({**statistics, **{f"gradient_norm_{name}": x for name, x in norms.items()}})
         if not all(map(math.isfinite, (*norms.values(), *statistics.values()))):
@@ -215,14 +215,21 @@ class Learner:
             if not self.division.idle:
                 health.raise_not_finite(self)
             return  # the ranks that train the other network do not know yet
-        for call in self.before_step:
-            call(dict(statistics))
-            health.check_rates_and_coefficients(self)
+        self._call_hooks(names, statistics)
         scales = {name: clip_scale(norms[name], self.gradient_limits[name]) for name in names}
         self.optimizer.step({name: self.learning_rates[name] for name in names}, scales)
         self.reports.seconds["learning"] += time.perf_counter() - started
 
-    def _moving(self) -> list[str]:
+    def _call_hooks(self, names: list[str], statistics: dict[str, float]) -> None:
+        """Let hooks change rates and coefficients before a step of these slices, if there are any."""
+        if not (self.before_step and names):
+            return
+        for call in self.before_step:
+            call(dict(statistics))
+            health.check_rates_and_coefficients(self)
+        self.gradients.check_again()
+
+    def moving(self) -> list[str]:
         """Return the slices that this rank's update changes: not idle, not other ranks', not stopped by the KL."""
         resting = self.idle | self.division.idle | ({"policy"} if self.stopped_by_kl else set())
         return [name for name in self.flat.slices if name not in resting]

@@ -100,6 +100,10 @@ class Communicator:
         """Return every rank's value, in rank order; for small Python objects. Collective: call on all ranks."""
         return [value] if self._comm is None else self._call("gather_all", self._comm.allgather, value)
 
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return every rank's value, in rank order, on rank 0; None on the others. Collective: call on all ranks."""
+        return [value] if self._comm is None else self._call("gather", self._comm.gather, value)
+
     def gather_arrays(self, array: np.ndarray) -> np.ndarray:
         """Return every rank's array, (size, *shape), in rank order; shape and dtype must be equal on all ranks.
 

@@ -94,7 +94,7 @@ def plot_runs(
     Args:
         groups: for each line, a path as for `runs.find_runs`, or several.
         output: path of the pictures; .png and .svg are appended to it.
-        labels: a name for each group. None: the end of its path.
+        labels: a name for each group. None: the end of its path, or the directory of several.
         axis: agent steps, or the wall-clock time since each run began.
         column: the column of progress.csv to draw, such as "kl"; rows without a number in it are skipped.
         references: by task, the returns that normalize to 0 and to 1. None: the lowest return that any of these runs
@@ -166,7 +166,7 @@ def compare_runs(
         a: a path as for `runs.find_runs`, or several.
         b: the group that `a` should be better than.
         output: path of the files, without the ending.
-        labels: names of the two groups. None: the ends of their paths.
+        labels: names of the two groups. None: the ends of their paths, or the directories of several.
         references: by task, the returns that normalize to 0 and to 1. None: the lowest return that any of these runs
             started with, and the highest that one ended with.
 
@@ -212,7 +212,7 @@ def compare_runs(
 
 
 def _labels(groups: Sequence[Group], labels: Sequence[str] | None) -> list[str]:
-    """Return a name for each group: the given ones, or the ends of the paths, or whole paths if those are equal."""
+    """Return a name for each group: the given ones, or ends of paths, or whole paths if those are equal."""
     if isinstance(groups, str | os.PathLike) or not groups:
         raise ConfigurationError(f"groups={groups!r} must be a list of paths, such as ['runs/a', 'runs/b']")
     if labels is not None:

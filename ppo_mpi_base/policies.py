@@ -26,7 +26,8 @@ class Distribution(Protocol):
 
     A policy network that has a method `distribution(outputs)` chooses its own: `outputs` is what its `forward` returned
     (of a network for both, the first of the two), in the default dtype. For a Box, the noise is standard normal and has
-    the shape of the actions; for a Discrete space with n actions it is standard Gumbel, (B, n).
+    the shape of the actions; for a Discrete space with n actions it is standard Gumbel, (B, n), and actions are int64,
+    in [0, n).
     """
 
     def sample(self, noise: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class ActorCritic(nn.Module):
         self.action_space = action_space
         self.normalize_observations = normalize_observations
         self.precision = precision
-        self.output_shape: tuple[int, ...] = (action_dim(action_space),)
+        self.idle_output: Tensor | None = None  # a row for `idling`; zeros may be no valid parameters
         if isinstance(action_space, Box):
             if not self.chooses_distribution:
                 self.log_std = nn.Parameter(torch.full(action_space.shape, float(initial_log_std)))
@@ -209,12 +210,20 @@ class ActorCritic(nn.Module):
     def idling(self, name: str) -> Iterator[None]:
         """Let one of two networks, "policy" or "value", return zeros without computing within the `with` block.
 
-        Everything else about it, such as its weights, is unchanged.
+        If the policy chooses its distribution, it returns what it once returned for one observation. Everything else
+        about it, such as its weights, is unchanged.
         """
-        network, shape = {"policy": (self.network, self.output_shape), "value": (self.value_network, (1,))}[name]
+        networks = {"policy": (self.network, action_dim(self.action_space)), "value": (self.value_network, 1)}
+        network, width = networks[name]
+        row = self.idle_output if name == "policy" else None
         attributes = vars(network)  # not by setattr, which module wrappers pass on to what they wrap
         own = attributes.get("forward")  # a wrapper's; other modules use their class's
-        attributes["forward"] = lambda seen: _first(seen).new_zeros(len(_first(seen)), *shape)
+
+        def forward(seen: Tensor | dict[str, Any]) -> Tensor:
+            batch = len(_first(seen))
+            return _first(seen).new_zeros(batch, width) if row is None else row.expand(batch, *row.shape[1:])
+
+        attributes["forward"] = forward
         try:
             yield
         finally:
@@ -333,8 +342,8 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
     policy_output, values = output if shared else (output, _run("value_network_fn", actor_critic.value_network, seen))
     batch = len(observations)
     if actor_critic.chooses_distribution:
-        _check_distribution(actor_critic, policy_output)
-        actor_critic.output_shape = tuple(policy_output.shape[1:])
+        _check_distribution(actor_critic, policy_output, batch)
+        actor_critic.idle_output = policy_output[:1].detach().clone()
     elif _shape(policy_output) != (batch, wanted):
         raise ConfigurationError(
             f"network_fn: the module returns shape {_shape(policy_output)} for {batch} observations {_shape(seen)}; "
@@ -348,14 +357,14 @@ def check_networks(actor_critic: ActorCritic, observations: Tensor) -> None:
         )
 
 
-def _check_distribution(actor_critic: ActorCritic, outputs: Tensor) -> None:
-    """Call everything that training needs from a network's own distribution, and compare the shapes."""
-    if not isinstance(outputs, Tensor):
+def _check_distribution(actor_critic: ActorCritic, outputs: Tensor, batch: int) -> None:
+    """Call everything that training needs from a network's own distribution, and check what it returns."""
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (batch,):
         raise ConfigurationError(
-            f"network_fn: the module returns {type(outputs).__name__}; a module with a method distribution must return "
-            "one tensor (B, ...), which distribution gets"
+            f"network_fn: the module returns {_shape(outputs)} for {batch} observations; with a method distribution, "
+            "it must return one tensor (B, ...), which distribution gets"
         )
-    space, batch = actor_critic.action_space, len(outputs)
+    space = actor_critic.action_space
     noise = torch.as_tensor(action_noise(space, np.random.default_rng(0), batch), dtype=outputs.dtype)
     try:
         with torch.no_grad():
@@ -373,6 +382,13 @@ def _check_distribution(actor_critic: ActorCritic, outputs: Tensor) -> None:
                 f"network_fn: {name} of the module's distribution has shape {_shape(returned)} for {batch} "
                 f"observations; it must be {wanted}"
             )
+    if isinstance(space, Discrete) and (
+        actions.dtype != torch.int64 or not 0 <= actions.min() <= actions.max() < space.n
+    ):
+        raise ConfigurationError(
+            f"network_fn: sample(noise) of the module's distribution gives {actions.tolist()} ({actions.dtype}); "
+            f"{space} needs int64 from 0 to {space.n - 1}"
+        )
 
 
 def _shape(found: Any) -> Any:

@@ -87,7 +87,7 @@ def ppo_losses(
 
     To use your own, write it with this signature and pass it as `PPO(loss_fn=...)`. A loss trains the parameters that
     it depends on. The losses named "policy" and "value" end after `train_pi_epochs` and `train_v_epochs`. `target_kl`
-    limits the statistic "kl". Numbers that change between iterations belong in `coefficients`.
+    limits the statistic "kl". Numbers that change during training belong in `coefficients`.
     """
     policy, values = actor_critic.policy_and_value(batch.observations)
     log_probs, entropy = policy.log_prob(batch.actions), policy.entropy().mean()

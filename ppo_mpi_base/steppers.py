@@ -199,6 +199,9 @@ class Vector:
         try:
             observations, infos = self.vector.reset(seed=seeds)
         except (gym.error.Error, TypeError, ValueError) as error:
+            known = isinstance(self.vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+            if known and not isinstance(error, gym.error.Error):  # from within one of the environments
+                raise
             raise self._unfit(f"reset(seed=...) does not accept a sequence of seeds: {error}") from error
         for i in range(n):
             out[i] = self.fit(i, _at(observations, i))

@@ -14,7 +14,17 @@ import numpy as np
 
 from ppo_mpi_base.errors import last_words
 
-COLLECTIVES = ("sum_", "min_", "max or min", "broadcast_", "gather_all", "gather_arrays", "barrier", "raise_together")
+COLLECTIVES = (
+    "sum_",
+    "min_",
+    "max or min",
+    "broadcast_",
+    "gather",
+    "gather_all",
+    "gather_arrays",
+    "barrier",
+    "raise_together",
+)
 NUMBERS = {name: float(k) for k, name in enumerate(COLLECTIVES)}
 COUNT, NAME, SINCE = range(3)
 NOTES = 3

@@ -124,6 +124,7 @@ def test_reference_scores_are_of_the_runs(starts, scores, expected):
         (lambda: normalize([[1.0]], [(0.0, 1.0), (0.0, 1.0)]), "references: there are 2 for 1 tasks"),
         (lambda: interquartile_mean([[1.0, 2.0, float("nan")]]), "scores: one is NaN"),
         (lambda: probability_of_improvement([[1.0, float("nan")]], [[0.0, 0.0]]), "scores: one is NaN"),
+        (lambda: bootstrap_interval(aggregates.mean, [[1.0, 2.0]], draws=10.5), "draws=10.5 must be a whole number"),
         (lambda: bootstrap_interval(aggregates.mean, [[1.0, 2.0]], draws=0), "draws=0 must be a whole number"),
         (lambda: bootstrap_interval(aggregates.mean, [[1.0, 2.0]], level=95), "level=95 must be a number from 0 to 1"),
     ],

@@ -303,12 +303,23 @@ class TestVectorEnvironments:
             rank(vector).reset(np.zeros((2, 4), np.float32))
 
     def test_that_fail_on_a_sequence_of_seeds(self):
-        class Single(SyncVectorEnv):
+        class Single(VectorEnv):
+            num_envs, metadata = 2, {"autoreset_mode": SAME_STEP}
+            single_observation_space, single_action_space = ScriptedEnv().observation_space, ScriptedEnv().action_space
+
             def reset(self, *, seed=None, options=None):
-                return super().reset(seed=int(seed), options=options)
+                return np.zeros((2, 4), np.float32), {"seed": int(seed)}
 
         with pytest.raises(ConfigurationError, match="does not accept a sequence of seeds.*use SyncVectorEnv"):
-            rank(Single(scripted(2))).reset(np.zeros((2, 4), np.float32))
+            rank(Single()).reset(np.zeros((2, 4), np.float32))
+
+    def test_whose_environments_fail_at_their_reset(self):
+        class Broken(ScriptedEnv):
+            def reset(self, *, seed=None, options=None):
+                raise ValueError("level 3 has 11 columns")
+
+        with pytest.raises(ValueError, match="^level 3 has 11 columns$"):
+            rank(SyncVectorEnv([Broken, Broken])).reset(np.zeros((2, 4), np.float32))
 
     def test_without_the_last_observations(self):
         class Forgetful(SyncVectorEnv):

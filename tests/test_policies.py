@@ -327,6 +327,10 @@ def test_a_network_chooses_its_distribution() -> None:
     torch.testing.assert_close(actions, mean + log_std.exp())
     torch.testing.assert_close(policy.policy(seen).log_prob(actions), theirs.log_prob(actions))
     torch.testing.assert_close(policy.policy_and_value(seen)[0].entropy(), theirs.entropy())
+    with policy.idling("policy"):  # zeros may be no valid parameters
+        idle = policy.network(torch.zeros(7, 4))
+    torch.testing.assert_close(idle, policy.network(seen[:1]).detach().expand(7, 2))
+    assert policy.network(seen).shape == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -338,13 +342,34 @@ def test_a_network_chooses_its_distribution() -> None:
             Choosing(lambda outputs: Gaussian(outputs, outputs)),
             r"sample\(noise\) .* shape \(3, 2\) .* must be \(3, 1\)",
         ),
-        (type("Two", (Choosing,), {"forward": lambda self, x: (x, x)})(both_of), "returns tuple; .* one tensor"),
+        (type("Two", (Choosing,), {"forward": lambda self, x: (x, x)})(both_of), "returns tuple for 3 .* one tensor"),
+        (
+            type("One", (Choosing,), {"forward": lambda self, x: x[:1, :2]})(both_of),
+            r"returns \(1, 2\) for 3 obs.* one",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_networks_own_distribution_is_told(network: nn.Module, text: str) -> None:
     policy = ActorCritic(network, mlp(4), BOX4, Box(-1.0, 1.0, (1,)))
     with pytest.raises(ConfigurationError, match=f"^network_fn: .*{text}"):
         check_networks(policy, torch.zeros(3, 4))
+
+
+class Cold(Categorical):
+    """Forgets what kind of numbers actions are."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return super().sample(noise) + self.logits.new_zeros(())
+
+
+def test_discrete_actions_of_a_distribution_of_ones_own_are_integers() -> None:
+    policy = ActorCritic(Choosing(Categorical, 3), mlp(4), BOX4, Discrete(3))
+    check_networks(policy, torch.zeros(5, 4))
+    assert policy.act(torch.zeros(5, 4), torch.zeros(5, 3))[0].dtype == torch.int64
+    for made, outputs in ((Cold, 3), (Categorical, 4)):  # a float; and an action too many, if noise chooses it
+        policy = ActorCritic(Choosing(made, outputs), mlp(4), BOX4, Discrete(outputs - (made is Categorical)))
+        with pytest.raises(ConfigurationError, match="network_fn: (sample.noise. .*needs int64 from 0 to|.*fails: )"):
+            check_networks(policy, torch.zeros(5, 4))
 
 
 def test_good_networks_pass() -> None:

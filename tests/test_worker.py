@@ -218,10 +218,13 @@ class StateDependent(nn.Module):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_distribution_of_ones_own_is_trained_and_saved(tmp_path: Path, compiled: bool) -> None:
+def test_a_distribution_of_ones_own_is_trained_and_saved(tmp_path: Path, capsys: Any, compiled: bool) -> None:
     watch = Watch()
     pendulum = partial(gymnasium.make, "Pendulum-v1")
-    train(tmp_path, env_fn=pendulum, network_fn=StateDependent, entropy_coef=0.1, hooks=[watch], compile=compiled)
+    own: dict[str, Any] = {"env_fn": pendulum, "network_fn": StateDependent, "evaluate_every": 32, "quiet": False}
+    train(tmp_path, **own, evaluate_episodes=1, entropy_coef=0.1, hooks=[watch], compile=compiled)
+    assert "uncompiled" not in capsys.readouterr().out
+    assert all(math.isfinite(x) for x in column(tmp_path, "evaluation_return")[1::2])
     trained, last = watch.worker.actor_critic, watch.rollouts[-1]
     before = ActorCritic(StateDependent(3, 1), small(3), trained.observation_space, trained.action_space)
     before.load_state_dict(watch.states[-1])
@@ -236,6 +239,25 @@ def test_a_distribution_of_ones_own_is_trained_and_saved(tmp_path: Path, compile
     with torch.no_grad():
         wanted = trained.to_environment(trained.policy(observations[:1]).mode())[0]
     np.testing.assert_array_equal(policy(observations[0].numpy()), wanted.numpy())
+
+
+class BothStateDependent(StateDependent):
+    """The same, as one network for policy and value."""
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        outputs = self.layers(seen)
+        return outputs, outputs[:, :1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_for_both_may_choose_its_distribution(tmp_path: Path, precision: str) -> None:
+    pendulum = partial(gymnasium.make, "Pendulum-v1")
+    given: dict[str, Any] = {"env_fn": pendulum, "network_fn": BothStateDependent, "value_network_fn": None}
+    watch = Watch()
+    train(tmp_path, **given, precision=precision, hooks=[watch])
+    assert all(math.isfinite(x) for x in column(tmp_path, "entropy"))
+    assert not torch.equal(*(state["network.layers.1.weight"] for state in (watch.states[0], watch.states[-1])))
+    load_policy(tmp_path / "saved", "latest", network_fn=BothStateDependent)(np.zeros(3, np.float32))
 
 
 # Updates.
@@ -343,6 +365,40 @@ def test_a_hook_sets_rates_and_coefficients_before_each_update(tmp_path: Path) -
     assert coefficients == pytest.approx([0.5, *(0.5 / k for k in range(1, len(kls)))])
     moved = [not torch.equal(one, other) for one, other in itertools.pairwise(parameters)]
     assert moved == [k % 2 == 0 for k in range(len(moved))], "each second rate is 0"
+
+
+def test_compiled_losses_see_what_a_hook_has_changed_before_an_update(tmp_path: Path, capsys: Any) -> None:
+    class Scale(Hooks):
+        scale = 0.0
+
+        def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.seen.append(statistics["value_loss"])
+            self.scale = float(len(self.seen))
+
+        def on_start(self, worker: Worker) -> None:
+            self.seen: list[float] = []
+
+        def on_losses(self, actor_critic: ActorCritic, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {**losses, "value": self.scale * losses["value"] / losses["value"].detach()}
+
+    scale = Scale()
+    train(tmp_path, hooks=[scale], total_steps=32, compile=True, quiet=False)
+    assert "uncompiled" not in capsys.readouterr().out
+    assert scale.seen == pytest.approx(list(range(len(scale.seen)))) and len(scale.seen) == 4
+
+
+def test_no_hook_is_called_before_a_step_that_is_not_made(tmp_path: Path) -> None:
+    class Count(Hooks):
+        calls = 0
+
+        def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
+            self.calls += 1
+            assert "policy" in worker.learner.moving()
+
+    count = Count()
+    shared: dict[str, Any] = {"network_fn": Shared, "value_network_fn": None}
+    train(tmp_path, **shared, target_kl=1e-9, pi_lr=0.1, train_pi_epochs=4, hooks=[count])
+    assert count.calls == 4  # the first update of each iteration; the second would go too far
 
 
 def test_training_begins_after_the_delay(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class AdaptiveLearningRate(Hooks):
 
     def on_update(self, worker: Worker, statistics: dict[str, float]) -> None:
         """Compare the KL of the update's samples, which is equal on all ranks, with the target."""
+        if "policy" not in worker.learner.moving():  # its epochs are over, so its KL does not change
+            return
         if self.began_with.item() != worker.config.pi_lr:  # resumed with another `pi_lr`, which counts from then on
             self.began_with.fill_(worker.config.pi_lr)
             self.rate.fill_(worker.config.pi_lr)

@@ -62,6 +62,7 @@ for culprit in ranks:
     value = np.nan if rank == culprit else values[rank]
     assert np.isnan(communicator.max(value)) and np.isnan(communicator.min(value))
 assert communicator.gather_all({"rank": rank}) == [{"rank": of} for of in ranks]
+assert communicator.gather({"rank": rank}) == (None if rank else [{"rank": of} for of in ranks])
 
 start = time.monotonic()
 if rank == size - 1:

@@ -169,13 +169,13 @@ from tests.resuming import HALF, T, N, WHOLE, keywords
 
 
 class Own(Hooks):
-    # Has a tensor that differs between ranks, and one that does not.
+    # Has a tensor that differs between ranks, even in its size, and one that does not.
     def on_start(self, worker):
-        self.own, self.common = torch.full((2,), -1.0), torch.zeros(1)
+        self.own, self.common = torch.full((2 + worker.ranks.rank,), -1.0), torch.zeros(1)
 
     def on_rollout(self, worker, rollout):
         expected = -1.0 if worker.iteration == 0 else 10.0 * worker.iteration + (worker.ranks.rank if exact else 0)
-        assert self.own.tolist() == [expected] * 2, (worker.ranks.rank, worker.iteration, self.own)
+        assert self.own.unique().tolist() == [expected], (worker.ranks.rank, worker.iteration, self.own)
         assert self.common.item() == worker.iteration
         self.own.fill_(10.0 * (worker.iteration + 1) + (worker.ranks.rank if exact else 0))
         self.common += 1
@@ -185,13 +185,15 @@ class Own(Hooks):
 
 
 steps, exact = int(sys.argv[2]), sys.argv[3] == "exact"
-PPO(**{**keywords("CartPole", Path(sys.argv[1]), hooks=[Own()], quiet=False), "total_steps": steps * T * N})
+n = int(sys.argv[4])
+given = keywords("CartPole", Path(sys.argv[1]), hooks=[Own()], quiet=False, num_environments=n)
+PPO(**{**given, "total_steps": steps * T * N})
 """
 
 
 def test_each_rank_gets_back_its_own_hook_states(tmp_path):
     for iterations in (2 * HALF, 2 * WHOLE):
-        done = launch(OWN, 2, str(tmp_path), str(iterations), "exact", timeout=SLOW)
+        done = launch(OWN, 2, str(tmp_path), str(iterations), "exact", str(N), timeout=SLOW)
         assert done.code == 0, done.stderr
     _, arrays = checkpoint(tmp_path)
     found = {name: array.tolist() for name, array in arrays.items() if "Own" in name}
@@ -200,11 +202,13 @@ def test_each_rank_gets_back_its_own_hook_states(tmp_path):
         "hooks/Own/own": [last] * 2,
         "hooks/Own/common": [WHOLE],
         "rank0/hooks/Own/own": [last] * 2,
-        "rank1/hooks/Own/own": [last + 1] * 2,
+        "rank1/hooks/Own/own": [last + 1] * 3,
     }
-    fewer = launch(OWN, 1, str(tmp_path), str(2 * WHOLE + 1), "of rank 0", timeout=SLOW)
+    more_environments = launch(OWN, 2, str(tmp_path), str(2 * WHOLE + 1), "exact", str(2 * N), timeout=SLOW)
+    assert more_environments.code == 0, more_environments.stderr
+    fewer = launch(OWN, 1, str(tmp_path), str(2 * WHOLE + 8), "of rank 0", str(N), timeout=SLOW)
     assert fewer.code == 0, fewer.stderr
-    assert "hooks/Own/own differed between ranks: all ranks continue with rank 0's" in fewer.stdout
+    assert "hooks/Own/own differed between ranks: all continue with rank 0's" in fewer.stdout
 
 
 ENDLESS = """
