@@ -17,9 +17,10 @@ from ppo_mpi_base.ppo import PPO
 
 
 def keywords(directory: str, compiled: bool, precision: str = "float32") -> dict[str, Any]:
-    """Return the keywords of `PPO()`."""
+    """Return the keywords of `PPO()`: as in other codes, minibatches of 256 over all ranks."""
     return {
         **presets.atari(world().size),
+        "train_batch_size": 256 // world().size,
         "total_steps": 10**9,
         "env_fn": atari_env,
         "make_vec_env_fn": atari_vector_env,
