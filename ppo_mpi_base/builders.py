@@ -15,8 +15,9 @@ from ppo_mpi_base.config import Config
 from ppo_mpi_base.envs import Environments
 from ppo_mpi_base.errors import ConfigurationError, TrainingError, check_takes
 from ppo_mpi_base.mpi import Communicator
+from ppo_mpi_base.network_checks import check_networks
 from ppo_mpi_base.networks import SharedTrunk, orthogonal_
-from ppo_mpi_base.policies import ActorCritic, action_dim, any_observations, check_networks, observation_dim
+from ppo_mpi_base.policies import ActorCritic, action_dim, any_observations, observation_dim
 from ppo_mpi_base.seeding import NETWORKS, seed_sequence
 from ppo_mpi_base.undisturbed import undisturbed
 

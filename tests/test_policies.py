@@ -18,6 +18,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
 
 from ppo_mpi_base.errors import ConfigurationError
+from ppo_mpi_base.network_checks import check_networks
 from ppo_mpi_base.networks import mlp
 from ppo_mpi_base.policies import (
     ActorCritic,
@@ -25,7 +26,6 @@ from ppo_mpi_base.policies import (
     Gaussian,
     action_dim,
     action_noise,
-    check_networks,
     observation_dim,
 )
 
