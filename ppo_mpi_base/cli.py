@@ -344,8 +344,6 @@ def _environment(run: Path, env_id: str | None) -> tuple[Callable[..., Any], int
             f"{run} has no {run_file.NAME}: name the environment with --env-id, such as CartPole-v1"
         )
     chosen = run_file.read(run / run_file.NAME)
-    if not isinstance(chosen.get("env_id"), str):
-        raise ConfigurationError(f"{run / run_file.NAME} has no env_id: name the environment with --env-id")
     build = functools.partial(tasks.environment, chosen["env_id"], **chosen.get("env_kwargs", {}))
     return build, chosen.get("max_ep_len")
 

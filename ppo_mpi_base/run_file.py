@@ -72,13 +72,15 @@ def document(settings: dict[str, Any], ranks: int, before: Sequence[dict[str, An
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings of a file written by `KeepRunFile`, or by hand.
+    """Return the settings of a file written by `KeepRunFile`, or by hand, with an "env_id" among them.
 
     Raises:
-        ConfigurationError: the file is missing or not TOML.
+        ConfigurationError: the file is missing, not TOML, or has no env_id.
     """
     content = _content(path)
     content.pop(FACTS, None)
+    if not isinstance(content.get("env_id"), str):
+        raise ConfigurationError(f'{path} has no env_id, such as env_id = "CartPole-v1"')
     return {name: None if value == NONE else _with_none(value) for name, value in content.items()}
 
 
@@ -86,7 +88,7 @@ def same(path: Path, settings: dict[str, Any]) -> bool:
     """Return whether a file holds these settings, apart from whether and how to resume the run.
 
     Raises:
-        ConfigurationError: the file is missing or not TOML.
+        ConfigurationError: the file is missing, not TOML, or has no env_id.
     """
     held = tomllib.loads(tomli_w.dumps({name: _without_none(value) for name, value in settings.items()}))
     found, wanted = read(path), {name: _with_none(value) for name, value in held.items()}

@@ -50,8 +50,6 @@ def for_run(env_id_or_file: str, ranks: int, env_kwargs: dict[str, Any] | None =
     given: dict[str, Any] = {"env_id": env_id_or_file}
     if env_id_or_file.endswith(".toml"):
         given = run_file.read(Path(env_id_or_file))
-        if not isinstance(given.get("env_id"), str):
-            raise ConfigurationError(f'{env_id_or_file} has no env_id, such as env_id = "CartPole-v1"')
     usual = {name: default for name, (_, default, _) in OWN.items()}
     usual |= {name: item.default for name, item in _keywords().items()}
     if unknown := given.keys() - usual.keys() - {"env_id"}:

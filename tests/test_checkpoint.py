@@ -25,6 +25,7 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor, nn
 
 from ppo_mpi_base import checkpoint as package
+from ppo_mpi_base import run_state
 from ppo_mpi_base.errors import ConfigurationError, TrainingError
 from ppo_mpi_base.files import write_whole
 from ppo_mpi_base.hooks import Hooks
@@ -98,7 +99,7 @@ class Watch(Hooks):
         if worker.iteration == self.last:
             raise TrainingError("enough")
         names = ("parameters", "adam/first_moment", "adam/second_moment", "adam/steps", "hooks/Watch/learned")
-        state = package.state(worker)
+        state = run_state.state(worker)
         self.states.append({name: state[name].detach().numpy().copy() for name in names})
         with torch.no_grad():
             self.learned += 1

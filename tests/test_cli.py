@@ -182,7 +182,7 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         (["export", "seeds"], "seeds holds several runs"),
         (["evaluate", "seeds", "--env-id", "CartPole-v1"], "seeds holds several runs"),
         (["evaluate", "seeds"], "seeds holds several runs: name one of them, seed0, seed1"),
-        (["evaluate", "seeds/seed0"], "run.toml has no env_id: name the environment with --env-id"),
+        (["evaluate", "seeds/seed0"], "run.toml has no env_id, such as env_id"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:

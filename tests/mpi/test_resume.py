@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppo_mpi_base import checkpoint as package
+from ppo_mpi_base import run_state
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.interruption import REQUEUE
 from ppo_mpi_base.ppo import PPO
@@ -86,7 +86,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppo_mpi_base import checkpoint
+from ppo_mpi_base import run_state
 from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.mpi import world
 from ppo_mpi_base.ppo import PPO
@@ -104,7 +104,7 @@ class Compare(Hooks):
 
     def on_rollout(self, worker, rollout):
         if self.first:
-            state = checkpoint.state(worker)
+            state = run_state.state(worker)
             for name in ("parameters", "adam/first_moment", "adam/second_moment", "adam/steps", "observations/mean"):
                 np.testing.assert_array_equal(state[name].numpy(), arrays[name])
             starts = worker.ranks.gather_all(rollout.observations[0].numpy())
@@ -133,7 +133,7 @@ class Keep(Hooks):
 
     def on_rollout(self, worker: Worker, rollout: Rollout) -> None:
         if not self.state_:
-            self.state_ = {name: x.numpy().copy() for name, x in package.state(worker).items() if name[0] in "apo"}
+            self.state_ = {name: x.numpy().copy() for name, x in run_state.state(worker).items() if name[0] in "apo"}
 
 
 def test_a_run_continues_on_more_and_on_fewer_ranks(tmp_path, capsys):
