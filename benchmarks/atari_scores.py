@@ -27,7 +27,7 @@ class Game:
 
 # Pong's score is near the highest possible, the others are the paper's after 10M steps.
 GAMES = {
-    "Pong": Game(3_000_000, 3, 20.0),
+    "Pong": Game(3_000_000, 4, 20.0),
     "Breakout": Game(9_000_000, 1, 274.8),
     "Seaquest": Game(9_000_000, 1, 1204.5),
     "SpaceInvaders": Game(8_000_000, 1, 942.5),
