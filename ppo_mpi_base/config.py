@@ -137,7 +137,8 @@ class Config:
     """Initialize layers orthogonally with gain sqrt(2); the policy's last one with 0.01, the value's last with 1. One
     network for both must then be a `networks.SharedTrunk`."""
     initial_log_std: Finite = 0.0
-    """Initial log standard deviation of the Gaussian policy; not used if the network chooses its distribution."""
+    """Initial log standard deviation of the Gaussian policy, in units of the action: if bounds are far from -1 and 1,
+    wrap the environment in `gymnasium.wrappers.RescaleAction`. Not used if the network chooses its distribution."""
 
     loss_fn: Callable[..., Any] | None = None
     """Your own objective instead of `ppo.ppo_losses`: `loss_fn(actor_critic, batch, coefficients)` returns two dicts

@@ -214,9 +214,10 @@ class Environments:
         actions = np.zeros((past, self.num_envs, *progress["actions0"].shape[1:]), progress["actions0"].dtype)
         lost = []
         for i, episode in enumerate(progress["episodes"].tolist()):
-            repeated = progress[f"actions{i}"]
+            repeated, earned = progress[f"actions{i}"], progress["returns"][i]
             whole = len(repeated) == progress["lengths"][i]
-            if whole and self._stepper.repeat(i, episode, repeated, out) and np.array_equal(out[i], observations[i]):
+            same = whole and self._stepper.repeat(i, episode, repeated, out) == earned
+            if same and np.array_equal(out[i], observations[i]):
                 actions[past - len(repeated) :, i] = repeated
             else:
                 self._stepper.begin_anew(i, newest + 2, out)

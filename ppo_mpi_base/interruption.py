@@ -27,11 +27,12 @@ class Interruption:
     Args:
         max_seconds: end the run after this time; None: never.
         deadline: seconds that the run has from the first signal to its end.
+        status: the exit status after them.
     """
 
-    def __init__(self, max_seconds: float | None, deadline: float) -> None:
+    def __init__(self, max_seconds: float | None, deadline: float, status: int = REQUEUE) -> None:
         self._ends_at = None if max_seconds is None else time.monotonic() + max_seconds
-        self._deadline = deadline
+        self._deadline, self._status = deadline, status
         self._came: int | None = None
         self._came_at = 0.0
         self._timer: threading.Timer | None = None
@@ -80,4 +81,4 @@ class Interruption:
         last_words(
             f"not finished within {self._deadline:g} s of the signal: ending now, at the last checkpoint if any\n"
         )
-        os._exit(REQUEUE)
+        os._exit(self._status)

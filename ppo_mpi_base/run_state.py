@@ -198,10 +198,10 @@ def _continue_schedules(worker: Worker, changed: list[str], rates: dict[str, flo
 
 def _continue_episodes(worker: Worker, own: Arrays) -> None:
     """Continue a rank's episodes and random numbers from its `_local_state`. Collective: call on all ranks."""
-    restore_torch(own, worker.device)
     worker.reward_normalizer.returns[:] = own["discounted_returns"]
     episodes = {name.removeprefix("environments/"): x for name, x in own.items() if name.startswith("environments/")}
     lost = worker.environments.resume(episodes, own["observations"], worker.storage.observations[0])
+    restore_torch(own, worker.device)  # now: environments that are played again may have drawn from it
     worker.reward_normalizer.returns[lost] = 0.0
     count = sum(worker.ranks.gather_all(len(lost)))
     anew = f": {count} environments cannot be restored and begin new episodes" if count else ""

@@ -105,16 +105,20 @@ class Loop:
             self.environments[i].reset(seed=first_seed(self.seed, self.fit.first + i, episode))
         return self._begin(i, out)
 
-    def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> bool:
-        """Replay the beginning of an episode; return whether it lasts as long as its actions."""
-        self.next_episode[i] = episode
-        self._begin(i, out)
-        for action in actions:
-            observation, _, terminated, truncated, _ = self.environments[i].step(action.copy())
-            if terminated or truncated:
-                return False
-            out[i] = self.fit(i, observation)
-        return True
+    def repeat(self, i: int, episode: int, actions: np.ndarray, out: np.ndarray) -> float | None:
+        """Replay the beginning of an episode; return the sum of its rewards, or None if it ends sooner or fails."""
+        self.next_episode[i], earned = episode, 0.0
+        try:
+            self._begin(i, out)
+            for action in actions:
+                observation, reward, terminated, truncated, _ = self.environments[i].step(action.copy())
+                if terminated or truncated:
+                    return None
+                out[i] = self.fit(i, observation)
+                earned += self._number(i, reward)
+        except Exception:  # an episode that goes another way this time may not allow these actions
+            return None
+        return earned
 
     def step(self, actions: np.ndarray, out: np.ndarray) -> Stepped:
         """Step each environment. This is the inner loop of all training: every microsecond counts."""

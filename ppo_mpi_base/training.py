@@ -30,7 +30,8 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         meet(About.TRAINING)
         builders.checked_together(ranks, lambda: builders.check_equal_keywords(config, ranks))
         held.enter_context(ranks.watched(config.stall_seconds))
-        interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline))
+        stopped = REQUEUE if config.save_location is not None else 1  # nothing to continue from
+        interruption = held.enter_context(Interruption(config.max_seconds, config.stop_deadline, stopped))
         worker = Worker(config, ranks, loss_fn, interruption, held)
         try:
             yield worker
@@ -47,10 +48,10 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
         worker.reports.tell(
             f"stopped at {worker.total_steps:,} steps; save_location=None saved nothing to continue from"
         )
-        raise SystemExit(1)
+        raise SystemExit(stopped)
     if worker.interrupted:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; {worker.checkpoints.outlook()}")
-        raise SystemExit(REQUEUE)
+        raise SystemExit(stopped)
     if worker.checkpoints.failed:
         worker.reports.tell_failure(f"the end of the run was not saved; {worker.checkpoints.outlook()}")
         raise SystemExit(1)

@@ -22,6 +22,7 @@ import safetensors.numpy
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import NormalizeReward
 from torch import Tensor, nn
 
 from ppo_mpi_base import checkpoint as package
@@ -189,11 +190,40 @@ def sync(env_fn: Callable[..., gymnasium.Env], n: int, **env_kwargs: Any) -> Syn
     return SyncVectorEnv([partial(env_fn, **env_kwargs)] * n)
 
 
-@pytest.mark.parametrize("case", ["vector", "unrepeatable"])
+class Refuses(gymnasium.Wrapper):
+    """Refuses some actions, like a game in which they are illegal moves."""
+
+    refusals = 0
+
+    def step(self, action: Any) -> Any:
+        if Refuses.refusals > 0:
+            Refuses.refusals -= 1
+            raise ValueError("illegal move")
+        return self.env.step(action)
+
+
+class Draws(gymnasium.Wrapper):
+    """Draws from torch's global generator in each step."""
+
+    def step(self, action: Any) -> Any:
+        torch.rand(())
+        return self.env.step(action)
+
+
+# The scripted environment tells the number of its episode, which the same one of a new process does not know.
+UNREPEATABLE: dict[str, dict[str, Any]] = {
+    "vector": {"make_vec_env_fn": sync},
+    "observations": {"env_fn": ScriptedEnv, "env_kwargs": {}},
+    "rewards": {"env_fn": lambda task: NormalizeReward(gymnasium.make("CartPole-v1"))},
+    "actions": {"env_fn": lambda task: Refuses(gymnasium.make("CartPole-v1"))},
+}
+
+
+@pytest.mark.parametrize("case", UNREPEATABLE)
 def test_environments_that_cannot_be_restored_begin_new_episodes_and_one_line_says_so(tmp_path, capsys, case):
-    # The scripted environment tells the number of its episode, which the same one of a new process does not know.
-    changed = {"make_vec_env_fn": sync} if case == "vector" else {"env_fn": ScriptedEnv, "env_kwargs": {}}
+    changed = UNREPEATABLE[case]
     half(tmp_path, **changed)
+    Refuses.refusals = N if case == "actions" else 0
     _, arrays = checkpoint(tmp_path)
     capsys.readouterr()
     watch, firsts = Watch(), []
@@ -722,6 +752,14 @@ def test_a_resumed_run_draws_the_random_numbers_that_its_networks_would_have_dra
     train(tmp_path / "whole", hooks=[Watch()], **networks)
     half(tmp_path / "halves", **networks)
     train(tmp_path / "halves", hooks=[Watch()], **networks)
+    assert differences(tmp_path / "whole", tmp_path / "halves") == []
+
+
+def test_environments_that_draw_from_torch_do_not_change_what_it_draws_after_a_resume(tmp_path):
+    drawing: dict[str, Any] = {"env_fn": lambda task: Draws(gymnasium.make("CartPole-v1"))}
+    train(tmp_path / "whole", hooks=[Watch()], **drawing)
+    half(tmp_path / "halves", **drawing)
+    train(tmp_path / "halves", hooks=[Watch()], **drawing)
     assert differences(tmp_path / "whole", tmp_path / "halves") == []
 
 

@@ -447,6 +447,11 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
         ),
         (lambda a, b, c: ({}, {}), r"the loss \(there is none\) depends"),
         (lambda a, b, c: ({"value": a.value(b.observations).mean()}, {}), r"target_kl=0.1 needs .* 'kl'"),
+        *(
+            (lambda a, b, c, name=name: ({"value": (v := a.value(b.observations).mean())}, {"kl": v, name: v}), told)
+            for name in ("value_loss", "episode_return", "time_mine")
+            for told in [f"the statistic '{name}' would hide a column of the logs"]
+        ),
     ],
     ids=[
         "one scalar",
@@ -457,6 +462,9 @@ def test_a_loss_that_cannot_be_traced_runs_as_written_after_one_line() -> None:
         "detached",
         "no loss",
         "no kl",
+        "a loss's name",
+        "the score's name",
+        "a time's name",
     ],
 )
 def test_a_loss_function_that_cannot_be_used_is_told_before_anything_is_learned(loss_fn: Any, told: str) -> None:

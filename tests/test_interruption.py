@@ -121,18 +121,19 @@ class Hang(Hooks):
             time.sleep(60)
 
 
-def ended(run, signals, deadline):
+def ended(run, signals, deadline, **changed):
     process = os.fork()
     if process == 0:
-        PPO(**keywords("CartPole", directory / run, hooks=[Hang(signals)], stop_deadline=deadline))
+        PPO(**keywords("CartPole", directory / run, hooks=[Hang(signals)], stop_deadline=deadline, **changed))
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return code, checkpoint(directory / run)[0]["iteration"] == HALF
+    return code, bool(changed) or checkpoint(directory / run)[0]["iteration"] == HALF
 
 
 print(ended("second", [signal.SIGTERM, signal.SIGTERM], 30.0))
 print(ended("other kind", [signal.SIGUSR1, signal.SIGTERM], 2.0))
 print(ended("deadline", [signal.SIGINT], 0.5))
+print(ended("nothing kept", [signal.SIGINT], 0.5, save_location=None, resume=False))
 """
 
 
@@ -142,9 +143,10 @@ def test_a_second_signal_and_the_deadline_end_it_now_at_the_last_checkpoint(tmp_
         f"({128 + signal.SIGTERM}, True)",
         f"({REQUEUE}, True)",
         f"({REQUEUE}, True)",
+        "(1, True)",
     ], finished
     assert "second SIGTERM: ending now" in finished.stderr
-    assert finished.stderr.count("ending now, at the last checkpoint if any") == 2
+    assert finished.stderr.count("ending now, at the last checkpoint if any") == 3
 
 
 LATE = """
