@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python examples/mujoco/train.py
 
-# Two at a time: most tests start processes, and wait for them.
+# Two at a time: those that take long start processes, and wait for them.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

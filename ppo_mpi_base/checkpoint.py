@@ -85,6 +85,8 @@ class Checkpoints:
 
     def outlook(self) -> str:
         """Say, on rank 0, how a run that was stopped, or whose end could not be written, can continue."""
+        if self.directory is None:
+            return "save_location=None saved nothing to continue from"
         if not self.failed:
             return 'resume="auto" continues the run'
         try:

@@ -21,17 +21,13 @@ from ppo_mpi_base.hooks import Hooks
 from ppo_mpi_base.networks import SharedTrunk, SpaceToDepthConv2d
 from ppo_mpi_base.origins import Origins
 from ppo_mpi_base.policies import ActorCritic, action_noise, any_observations
+from ppo_mpi_base.reports import is_column
 from ppo_mpi_base.rollout import Batch
 from ppo_mpi_base.seeding import torch_kept
 from ppo_mpi_base.undisturbed import undisturbed
 
 MOST_STATISTICS = 32
 """Maximum number of statistics, including losses, that are sent with each gradient."""
-
-COLUMNS = {"total_steps", "iteration", "episode_return", "episode_length", "episodes", "explained_variance", "seconds"}
-COLUMNS |= {"fps", "slowest_rank", "external_loss"}
-BEGINNINGS = ("time_", "gradient_norm_", "learning_rate_", "coefficient_", "evaluation_")
-"""Columns of the logs besides losses and statistics, and how the names of others begin."""
 
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpaceToDepthConv2d)
 """Layers that use their weights only to multiply by them, in bfloat16 if that is the precision."""
@@ -107,7 +103,7 @@ def checked_names(
             )
         losses, statistics = objective.complete(batch, *returned)
     for name in returned[1]:
-        if name in COLUMNS or name.startswith(BEGINNINGS) or name in {f"{loss}_loss" for loss in losses}:
+        if is_column(name) or name in {f"{loss}_loss" for loss in losses}:
             raise ConfigurationError(f"loss_fn: the statistic {name!r} would hide a column of the logs: rename it")
     for name, value in statistics.items():
         if not isinstance(value, Tensor) or value.shape != ():

@@ -22,6 +22,12 @@ from ppo_mpi_base.provenance import keep_settings
 from ppo_mpi_base.steppers import Episode
 
 WINDOW = 100
+COLUMNS = (
+    *("total_steps", "iteration", "episode_return", "episode_length", "episodes", "explained_variance"),
+    *("fps", "seconds", "slowest_rank", "external_loss"),
+)
+FAMILIES = ("time_", "gradient_norm_", "learning_rate_", "coefficient_", "evaluation_")
+"""How columns begin of which there is one for each phase, slice, coefficient and so on."""
 
 
 class Reports:
@@ -192,3 +198,8 @@ class Reports:
             self.logger.message(f"{score} after {minutes}:{seconds:02}")
             self.logger.message(f"networks: {save_location or 'not saved'}   learning curve: {picture}")
         return picture
+
+
+def is_column(name: str) -> bool:
+    """Return whether the row of an iteration has a column of this name, or may have, that is no loss or statistic."""
+    return name in COLUMNS or name.startswith(FAMILIES)

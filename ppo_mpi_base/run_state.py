@@ -77,10 +77,10 @@ def state(worker: Worker) -> dict[str, Tensor]:
         "not_trained": {str(k): tensor for k, tensor in enumerate(worker.learner.not_trained())},
     }
     named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    return {"parameters": worker.flat.data, **named, **hook_states(worker)}
+    return {"parameters": worker.flat.data, **named, **_hook_states(worker)}
 
 
-def hook_states(worker: Worker) -> dict[str, Tensor]:
+def _hook_states(worker: Worker) -> dict[str, Tensor]:
     """Return, by name, the tensors that hold what hooks learned, on this rank."""
     hooks = by_name(worker.config.hooks)
     return {f"hooks/{kind}/{name}": x for kind, hook in hooks.items() for name, x in hook.state().items()}
@@ -88,7 +88,7 @@ def hook_states(worker: Worker) -> dict[str, Tensor]:
 
 def _differing(worker: Worker) -> Arrays:
     """Return, by name, this rank's hook states that are not the same on all ranks. Collective: call on all ranks."""
-    own = {name: tensor.detach().cpu().numpy() for name, tensor in hook_states(worker).items()}
+    own = {name: tensor.detach().cpu().numpy() for name, tensor in _hook_states(worker).items()}
     facts = {name: (x.dtype.str, x.shape, zlib.crc32(x.tobytes())) for name, x in own.items()}
     of_ranks = worker.ranks.gather_all(facts)
     return {name: array for name, array in own.items() if any(x.get(name) != facts[name] for x in of_ranks)}

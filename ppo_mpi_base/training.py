@@ -44,11 +44,6 @@ def training(config: Config, loss_fn: LossFunction) -> Iterator[Worker]:
                 time.sleep(SAME_REQUEST)  # the same signal may still reach this rank or others
         finally:
             worker.reports.close()
-    if worker.interrupted and config.save_location is None:
-        worker.reports.tell(
-            f"stopped at {worker.total_steps:,} steps; save_location=None saved nothing to continue from"
-        )
-        raise SystemExit(stopped)
     if worker.interrupted:
         worker.reports.tell(f"stopped at {worker.total_steps:,} steps; {worker.checkpoints.outlook()}")
         raise SystemExit(stopped)

@@ -20,6 +20,7 @@ from ppo_mpi_base.mpi import Communicator
 from ppo_mpi_base.normalize import RewardNormalizer
 from ppo_mpi_base.policies import Gaussian
 from ppo_mpi_base.ppo import ppo_losses
+from ppo_mpi_base.reports import is_column
 from ppo_mpi_base.rollout import Rollout, explained_variance, gae
 from ppo_mpi_base.worker import Worker
 from tests.scripted import ScriptedEnv
@@ -183,6 +184,12 @@ def test_speed_and_time_go_on_where_a_run_was_stopped(tmp_path: Path) -> None:
         assert found[k]["fps"] * (found[k]["seconds"] - found[k - 1]["seconds"]) == pytest.approx(16, rel=1e-3)
     assert found[4]["seconds"] > found[3]["seconds"]
     assert found[4]["fps"] < 3 * 16 / (found[4]["seconds"] - found[3]["seconds"])
+
+
+def test_the_columns_that_no_statistic_may_hide_are_all_others(tmp_path: Path) -> None:
+    train(tmp_path, evaluate_every=16, evaluate_episodes=1, external_update_callback=lambda: 1.0)
+    taken = {name for name in rows(tmp_path)[-1] if not is_column(name)}
+    assert taken == {"policy_loss", "value_loss", "kl", "clip_fraction", "entropy"}
 
 
 def test_evaluations_play_in_the_environment_of_training(tmp_path: Path) -> None:
